@@ -1,0 +1,76 @@
+"""The packed operator against one softmax over a dense mask, values and gradients, for every layout."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unveil.nn.attention import TILE, _tiles, attention
+from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
+
+
+def _twins() -> Any:
+    spec = importlib.util.spec_from_file_location("twins", Path(__file__).with_name("twins.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+dense_attention = _twins().dense_attention
+LAYOUTS: list[Layout] = [
+    Causal(), Bidirectional(), Causal(3), Causal(100), Bidirectional(40), Bidirectional(280), BlockCausal(4), BlockCausal(100)
+]  # fmt: skip
+LENGTHS = {"equal": [6, 6, 6], "ragged": [5, 5, 7, 1], "past a tile": [TILE + 44, 17, 17]}
+
+
+def _inputs(lengths: list[int], heads: int, groups: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    total = sum(lengths)
+    qkv = [torch.randn(total, h, 8, dtype=dtype, generator=generator).requires_grad_() for h in (heads, groups, groups)]
+    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist(), total, total]
+    return *qkv, torch.tensor(bounds, dtype=torch.int32), torch.randn(total, heads, 8, dtype=dtype, generator=generator)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"])
+def test_equals_the_dense_mask(layout: Layout, lengths: list[int], groups: int, dtype: torch.dtype, tolerance: float) -> None:
+    q, k, v, bounds, weight = _inputs(lengths, 4, groups, dtype)
+    ours = attention(q, k, v, bounds, max(lengths), layout)
+    theirs = dense_attention(q, k, v, lengths, layout)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    for mine, plain in zip(
+        torch.autograd.grad((ours * weight).sum(), (q, k, v)), torch.autograd.grad((theirs * weight).sum(), (q, k, v)), strict=True
+    ):
+        torch.testing.assert_close(mine, plain, rtol=0, atol=tolerance)
+
+
+def test_a_sequence_does_not_see_what_else_is_in_the_pack() -> None:
+    q, k, v, bounds, _ = _inputs([4, 9, 4], 2, 2, torch.float64)
+    before = attention(q, k, v, bounds, 9, Bidirectional())
+    with torch.no_grad():
+        for x in (q, k, v):
+            x[:4] += 1.0
+    after = attention(q, k, v, bounds, 9, Bidirectional())
+    assert torch.equal(before[4:], after[4:]) and not torch.equal(before[:4], after[:4])
+
+
+def test_masks_stay_small_and_few() -> None:
+    """However long the sequence: no mask beyond a tile, equal ones shared, and no masked tile where a whole one would do."""
+    masks = [t.mask for t in _tiles(0, 100, 16 * TILE) if t.mask is not None]
+    assert all(m.numel() <= TILE * TILE for m in masks)
+    assert len({id(m) for m in masks}) <= 3
+    diagonal = [t for t in _tiles(2, TILE, 4 * TILE) if t.mask is not None]
+    assert diagonal == []
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    q, k, v, bounds, _ = _inputs([4], 3, 2, torch.float32)
+    with pytest.raises(ValueError, match="no multiple"):
+        attention(q, k, v, bounds, 4, Causal())

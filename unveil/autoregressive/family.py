@@ -1,0 +1,99 @@
+"""The autoregressive family: ``p(x) = prod_i p(x_i | x_0 .. x_{i-1})``. What hides data is the cut after each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unveil.autoregressive.infill import Tokens, rearrange
+from unveil.autoregressive.objective import next_token_loss, predicted
+from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
+from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
+from unveil.errors import UserError
+from unveil.family import Noise, Request, Snapshot, Term, View
+from unveil.nn.head import cross_entropy
+from unveil.nn.layout import Causal
+from unveil.nn.packed import Packed
+from unveil.nn.transformer import Transformer
+from unveil.text.proposals import forbid
+from unveil.text.vocabulary import Vocabulary
+
+
+class Autoregressive:
+    """Next-token training with fill-in-the-middle, cached sampling, exact likelihood.
+
+    Args:
+        vocabulary: the tokenizer's ids.
+        model, objective, sampler: sections of the recipe.
+        stop: ends a row while sampling (``text.stop.StopStrings``, say).
+
+    Raises:
+        UserError: a rate or a sampler setting outside its range.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        model: TransformerConfig,
+        objective: NextTokenConfig,
+        sampler: NextTokenSamplerConfig,
+        stop: Stop | None = None,
+    ) -> None:
+        if not 0 <= objective.fim_rate <= 1:
+            raise UserError("objective.fim_rate", f"got {objective.fim_rate}", "choose a share from 0 to 1")
+        self.vocabulary, self.model, self.objective = vocabulary, model, objective
+        self.sampler = NextTokenSampler(vocabulary, sampler, stop)
+        never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end])
+
+        # Made once: a compiled head keeps one graph per function.
+        def spoken(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+            return cross_entropy(forbid(logits_CV, never.to(logits_CV.device)), targets_C)
+
+        self._spoken = spoken
+
+    def build(self) -> nn.Module:
+        return Transformer(self.model, self.vocabulary.size, Causal(self.model.window))
+
+    def transform(self, tokens: Tokens, rng: np.random.Generator) -> Tokens:
+        return rearrange(tokens, self.vocabulary, self.objective.fim_rate, rng)
+
+    def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Nothing is noised: every prefix of a sequence is a training example."""
+        return {}
+
+    def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
+        return {"nll": float(predicted(batch))}
+
+    def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
+        """``nll``: nats over all tokens but the first of each sequence."""
+        return {"nll": Term(next_token_loss(model, batch)[0])}
+
+    def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
+        return self.sampler.begin(model, requests)
+
+    def step(self, model: nn.Module, state: State) -> Snapshot:
+        return self.sampler.step(model, state)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say.
+
+        The law is that of the sampler at temperature 1: special tokens but the end have probability 0 as a continuation, so a counted
+        sentinel costs minus infinity. A sequence's first token is given; ``counted_T`` (bool) chooses among the others, default all.
+        """
+        _, losses_T = next_token_loss(model, batch, self._spoken)
+        if counted_T is not None:
+            losses_T = torch.where(counted_T.roll(-1), losses_T, 0.0)
+        total_N = torch.zeros(len(batch.sample_ids_N), dtype=torch.float64, device=losses_T.device)
+        total_N.index_add_(0, batch.sequence_T, -losses_T.double())
+        return total_N, torch.zeros_like(total_N)
+
+    def views(self, run: Any) -> list[View]:
+        """None of its own: next-token training measures nothing beside its loss, and samples speak through snapshots."""
+        return []

@@ -1,0 +1,36 @@
+"""The next-token objective: ``-sum_i log p(x_{i+1} | x_0 .. x_i)`` within each sequence of a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unveil.nn.head import cross_entropy
+from unveil.nn.packed import Packed
+
+
+def next_tokens(batch: Packed) -> tuple[Tensor, Tensor]:
+    """The token after each one, int64 ``[T]``, and whether there is one in the same sequence, bool ``[T]``.
+
+    The last token of a sequence has no target; its entry of the first result means nothing.
+    """
+    # The token after the last of a sequence is the first of the next, at position 0; after the pack's last comes its first.
+    return batch.tokens_T.roll(-1), batch.positions_T.roll(-1) != 0
+
+
+def predicted(batch: Packed) -> int:
+    """How many tokens of the batch are predicted: all but the first of each sequence. Needs no look at the tensors' values."""
+    return batch.tokens_T.shape[0] - batch.sample_ids_N.shape[0]
+
+
+def next_token_loss(model: Any, batch: Packed, token_loss: Callable[..., Tensor] = cross_entropy) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every next token, nats: the differentiable sum over the batch, and ``losses_T``, detached, 0 where no token follows.
+
+    ``model`` maps a batch to hidden states and has a ``head`` (``Transformer``, or any network in a ``LogitsModel``).
+    """
+    targets_T, followed_T = next_tokens(batch)
+    total, losses_T = model.head.reduce(model(batch), token_loss, followed_T.float(), targets_T)
+    return total, torch.where(followed_T, losses_T, 0.0)

@@ -1,0 +1,235 @@
+"""Every recipe section as a typed dataclass, free of torch.
+
+A recipe is one family's choice of these sections. A default appears here and nowhere else, and so does a setting's range;
+``unveil.recipe`` reads recipes from TOML and checks them against what is written here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, NamedTuple
+
+FORMAT_VERSION = 1
+"""Of run directories: rises when an older ``unveil`` could not read a newer one's."""
+
+
+class Range(NamedTuple):
+    """What a number may be: ``low <= value <= high``, or ``low < value`` where the bound itself is left out."""
+
+    low: float
+    high: float = float("inf")
+    open: bool = False
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, open=True)]
+NonNegative = Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where documents come from."""
+
+    kind: Literal["python", "text", "jsonl", "parquet", "hub"] = "python"
+    path: str = ""
+    """A file, a folder or a hub id; not used by ``python``."""
+    weight: Positive = 1.0
+    """Share of the tokens in a mixture, relative to the other sources."""
+    column: str = "text"
+    """The field that holds the text, for jsonl, parquet and hub."""
+    documents: Literal["file", "paragraph", "line"] = "file"
+    """What one document is, for ``text``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    kind: Literal["bytes", "characters", "bpe", "file"] = "bpe"
+    vocabulary: Annotated[int, Range(256 + 6)] = 4096
+    """Size with the special tokens, for ``bpe``."""
+    path: str = ""
+    """A ``tokenizer.json``, for ``file``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextDataConfig:
+    sources: tuple[SourceConfig, ...] = (SourceConfig(),)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    split: Literal["document", "tail"] = "document"
+    """How documents are held out: by a hash of the document's name, or the tail of every document's characters."""
+    validation: Share = 0.05
+    test: Share = 0.0
+    """Shares held out. With ``tail`` the test part is the end; validation is the end of what is left."""
+    context: Annotated[int, Range(4)] = 256
+    """The longest sequence in tokens, start token included; longer documents are cut."""
+    packing_length: Count = 2048
+    """Tokens in a pack (a micro-batch), at least ``context``."""
+    packing: Literal["best-fit", "next-fit"] = "best-fit"
+    workers: Natural = 0
+    """Processes that build packs ahead of the trainer; the packs are the same at any number."""
+    limit: Natural = 0
+    """Take only this many bytes of each source; 0 takes all."""
+    cache: str = ""
+    """Folder for tokenizers and token shards; empty means ``~/.cache/unveil``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    width: Count = 256
+    depth: Count = 6
+    heads: Count = 4
+    kv_heads: Natural = 0
+    """Heads of keys and values (grouped-query attention); 0 means as many as ``heads``."""
+    hidden: Natural = 0
+    """Width of the feed-forward; 0 means 8/3 of the width, rounded up to a multiple of 64."""
+    qk_norm: bool = False
+    tie: bool = False
+    """Share the embedding with the head."""
+    rope_theta: Positive = 10000.0
+    norm_eps: Positive = 1e-6
+    dropout: Share = 0.0
+    window: Natural = 0
+    """Attend to at most this many tokens on each visible side; 0 means no limit."""
+    init: Literal["normal", "depth-scaled", "zero-out"] = "depth-scaled"
+    """Matrices N(0, std); ``depth-scaled`` divides the projections back into the residual by sqrt(2 depth); ``zero-out`` zeroes them."""
+    init_std: Positive = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenConfig:
+    fim_rate: Share = 0.1
+    """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig:
+    schedule: Literal["linear", "log-linear", "cosine"] = "linear"
+    weight: Literal["bound", "flat"] = "bound"
+    """Weight of a masked token's loss: -alpha'/(1 - alpha), which makes the loss the likelihood bound, or 1."""
+    normalisation: Literal["token", "sequence"] = "token"
+    """Divide by all tokens of the step, or each sequence by its own length and then by the number of sequences."""
+    t_min: Share = 1e-3
+    t_max: Share = 1.0
+    """Times are drawn from U[t_min, t_max], stratified over the samples."""
+    random_length: Share = 0.01
+    """Share of samples cut to a length drawn from U{1..length} (LLaDA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenSamplerConfig:
+    length: Count = 128
+    """New tokens at the most."""
+    temperature: NonNegative = 1.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Range(0, 1, open=True)] = 1.0
+    min_p: Share = 0.0
+    repetition_penalty: Positive = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSamplerConfig:
+    length: Count = 128
+    """New tokens; the canvas is the prompt and this many masks."""
+    steps: Natural = 0
+    """Unmasking steps in all; 0 means one per new token."""
+    order: Literal["random", "confidence"] = "confidence"
+    window: Natural = 0
+    """Tokens uncovered left to right at a time (semi-autoregressive); 0 means the whole canvas."""
+    temperature: NonNegative = 1.0
+    end: Literal["free", "forbid", "last"] = "free"
+    """The end token: as the model says, never, or committed only when nothing else is left (zero confidence)."""
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    kind: Literal["adamw", "muon"] = "adamw"
+    """``muon`` orthogonalises the matrices of the blocks; embedding, head and vectors stay with AdamW."""
+    lr: Positive = 1e-3
+    matrix_lr: Positive = 0.02
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    momentum: Share = 0.95
+    clip: NonNegative = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: Share = 0.02
+    """Share of the steps with rising learning rate."""
+    decay: Share = 0.2
+    """Share of the steps that decay at the end, for ``wsd``."""
+    final: Share = 0.1
+    """Last learning rate relative to the highest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    steps: Count = 1000
+    minutes: NonNegative = 0.0
+    """If above 0, ``steps`` is set from the measured speed so that training takes about this long."""
+    packs: Count = 1
+    """Packs (micro-batches) in a step over all ranks; the number of ranks divides it."""
+    ema: Share = 0.0
+    """Decay of the averaged weights that are evaluated and exported; 0 keeps none."""
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """Compute dtype; ``auto`` takes the faster of bfloat16 and float32 on this machine. Master weights are float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    log_every: Count = 10
+    evaluate_every: Natural = 0
+    """Steps between evaluations on held-out data; 0 evaluates at the end only."""
+    sample_every: Natural = 0
+    save_every: Natural = 0
+    """Steps between checkpoints; 0 saves at the end and when interrupted."""
+    keep: Count = 2
+    """Newest checkpoints kept, beside the best."""
+    threads: Natural = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    tokens: Natural = 65536
+    """Held-out tokens scored during the run; 0 scores all."""
+    draws: Count = 1
+    """Monte-Carlo draws per sequence for bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every family's recipe has."""
+
+    family: str = ""
+    seed: Natural = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveRecipe(Recipe):
+    family: str = "autoregressive"
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    objective: NextTokenConfig = field(default_factory=NextTokenConfig)
+    sampler: NextTokenSamplerConfig = field(default_factory=NextTokenSamplerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteRecipe(Recipe):
+    family: str = "discrete"
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    objective: MaskedConfig = field(default_factory=MaskedConfig)
+    sampler: MaskedSamplerConfig = field(default_factory=MaskedSamplerConfig)
+
+
+TextRecipe = AutoregressiveRecipe | DiscreteRecipe
+RECIPES: dict[str, type[AutoregressiveRecipe] | type[DiscreteRecipe]] = {"autoregressive": AutoregressiveRecipe, "discrete": DiscreteRecipe}

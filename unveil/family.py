@@ -1,0 +1,130 @@
+"""The contract that every family keeps, and the small types that cross it.
+
+``training``, ``evaluation``, ``report`` and ``serving`` know a family by this file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+Noise = Mapping[str, Tensor]
+"""What the loader drew for a batch: per-sequence tensors ``[N]`` and per-token tensors ``[T]``, by name."""
+
+
+class Term(NamedTuple):
+    """A part of a loss: the step's loss is the sum over terms of ``weight * sum / denominator``, and the denominator comes
+    from ``Family.targets``. A term of weight 0 is a measurement."""
+
+    sum: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to uncover.
+
+    ``tokens`` is the canvas as it is known (1-D int64, start token included). A masked model uncovers every mask token in it and
+    appends ``length`` more; an autoregressive model continues it by at most ``length`` tokens.
+    """
+
+    tokens: np.ndarray[Any, np.dtype[np.int64]]
+    length: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request as it stands after a step. Arrays are copies: a later step does not change them."""
+
+    request: int
+    tokens: np.ndarray[Any, np.dtype[np.int64]]
+    """The canvas, start token and prompt included; the mask token where nothing is known yet."""
+    committed_at: np.ndarray[Any, np.dtype[np.int64]]
+    """The step at which each token was committed; 0 for what was given, -1 for what is still covered."""
+    confidence: np.ndarray[Any, np.dtype[np.float32]]
+    """Probability of each token when it was committed; 1 for what was given."""
+    final: bool
+
+
+class Snapshot(NamedTuple):
+    """All live rows after a step; rows that became final in this step are among them for the last time."""
+
+    step: int
+    rows: list[Row]
+
+
+class State(Protocol):
+    """What a sampler carries between steps. Rows can be kept, dropped and joined, for continuous batching."""
+
+    @property
+    def live(self) -> int: ...
+    def select(self, rows: Sequence[int]) -> State: ...
+    def join(self, other: Any) -> State: ...
+
+
+@dataclass(frozen=True)
+class Curve:
+    title: str
+    x: Sequence[float]
+    y: Mapping[str, Sequence[float]]
+    x_label: str = ""
+    y_label: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class TokenTimeline:
+    """A text as it was uncovered: pieces in canvas order and the step at which each was committed."""
+
+    title: str
+    pieces: Sequence[str]
+    committed_at: Sequence[int]
+    confidence: Sequence[float]
+
+
+View = Curve | Table | TokenTimeline
+
+
+class Family(Protocol):
+    """One way of hiding data and of uncovering it. N sequences, T tokens."""
+
+    def build(self) -> nn.Module:
+        """The network, every parameter of it, initialised from torch's default generator."""
+
+    def transform(self, tokens: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        """What training does to a sequence before it is packed (fill-in-the-middle, a random length); never longer than it was."""
+
+    def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """The noise of one sequence: arrays of length 1 or ``length``. The loader concatenates them into a ``Noise``."""
+
+    def targets(self, batch: Any, noise: Noise) -> dict[str, float]:
+        """The denominator of each term of ``loss``, known without a forward."""
+
+    def loss(self, model: nn.Module, batch: Any, noise: Noise) -> dict[str, Term]:
+        """The terms of the loss; sums over the batch, in float32 or wider."""
+
+    def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
+        """A state with one row per request."""
+
+    def step(self, model: nn.Module, state: Any) -> Snapshot:
+        """Every live row moves on by one step; rows that are done leave the state."""
+
+    def log_likelihood(self, model: nn.Module, batch: Any, draws: int, seed: int, counted_T: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Per sequence ``[N]`` float64: log p in nats (or a lower bound) of the counted tokens, and its standard error over the draws."""
+
+    def views(self, run: Any) -> list[View]:
+        """What a report shows of a run of this family beside the loss."""
+
+
+Decode = Callable[[Sequence[int]], str]

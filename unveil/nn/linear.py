@@ -1,0 +1,29 @@
+"""Matrices whose master weights keep their own dtype while the arithmetic runs in the activations'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Module):
+    """``x @ weight^T`` without bias; the weight is cast to the dtype of ``x`` at each use, so float32 masters serve bfloat16 compute.
+
+    Args:
+        fan_in, fan_out: width of ``x`` and of the result.
+        slices: output rows of the separate projections that are fused in this matrix (query, key, value; gate, up).
+            An optimiser that works on whole matrices (Muon) treats each slice alone.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, slices: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.muon_slices = tuple(slices) or (fan_out,)
+        if sum(self.muon_slices) != fan_out:
+            raise ValueError(f"slices {self.muon_slices} do not add up to {fan_out} rows")
+        self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
