@@ -21,6 +21,10 @@ class UserError(Exception):
         self.field, self.problem, self.remedy = field, problem, remedy
         super().__init__(" ".join(f"{field}: {problem}; {remedy}".split()))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
+        """Worker processes hand their errors over pickled."""
+        return UserError, (self.field, self.problem, self.remedy)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the nearest known name, or the list of known names where none is near."""

@@ -189,6 +189,14 @@ def test_confidence_is_untempered(vocabulary: Vocabulary) -> None:
     assert row.confidence[1] == pytest.approx(float(torch.tensor(logits).softmax(-1)[0]), rel=1e-6)
 
 
+def test_the_repetition_penalty_sees_the_prompt_and_what_was_drawn(vocabulary: Vocabulary) -> None:
+    config = NextTokenSamplerConfig(temperature=0.0, repetition_penalty=2.0)
+    model, sampler = table_model([2.0, 1.5, 0.9] + [-50.0] * 6), NextTokenSampler(vocabulary, config)
+    done = finish(sampler, model, sampler.begin(model, [Request(np.array(p), 3) for p in ([3], [3, 0])]))
+    # Halved once, 0 has 1 and 1 has 0.75: 2 never leads, and 0 comes back when 1 was said.
+    assert [done[i].tokens.tolist() for i in range(2)] == [[3, 0, 1, 0], [3, 0, 1, 0, 0]]
+
+
 def test_rows_end_at_the_end_token_the_length_or_a_stop(vocabulary: Vocabulary) -> None:
     # After n tokens the next is script[n]: 0, 1, 2, 0, end.
     script = [9, 0, 1, 2, 0, 4]

@@ -70,6 +70,7 @@ def test_visible_text_is_never_taken_back() -> None:
     assert shown == stop.cut(full) == "Hi.\nUs all, ß"
     assert stop.visible("Hi.\nUse") == "Hi."
     assert stop.visible("Hi.\nUsa") == "Hi.\nUsa"
+    assert StopStrings(("aab",), lambda ids: b"").visible("caa") == "c"  # both of its beginnings fit: the longer is held back
 
 
 def test_no_strings_never_stop_and_an_empty_one_is_refused() -> None:

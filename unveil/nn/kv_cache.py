@@ -36,6 +36,10 @@ class KVCache:
         if length > self.capacity:
             self._resize(max(length, self.capacity + GROWTH, self.capacity * 3 // 2))
 
+    def first(self, length: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Views of the first ``length`` keys and values of every layer."""
+        return [k[:, :, :length] for k in self.keys], [v[:, :, :length] for v in self.values]
+
     def write(self, layer: int, row: int, keys_TGE: Tensor, values_TGE: Tensor) -> None:
         """Fill an empty row with a sequence's keys and values; ``lengths`` is the caller's to set, once per pass over the layers."""
         self.keys[layer][row, :, : len(keys_TGE)] = keys_TGE.transpose(0, 1)

@@ -5,7 +5,8 @@ It knows nothing of noise or of losses: tokens in, hidden states out; ``head`` t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from unveil.nn.linear import Linear
 from unveil.nn.norm import RMSNorm
 from unveil.nn.packed import Packed
 from unveil.nn.rotary import Rotation, rotate, rotation
+
+DECODE_STEP = 128
+"""A compiled decoding step looks at a multiple of this many cached tokens."""
 
 
 class SelfAttention(nn.Module):
@@ -54,35 +58,30 @@ class SelfAttention(nn.Module):
             cache.write(layer, row, keys, values)
         return self.out(attention(q_THE, k_TGE, v_TGE, batch.cu_seqlens, batch.max_seqlen, layout).flatten(1))
 
-    def decode(self, x_BD: Tensor, by: Rotation, cache: KVCache, layer: int, slots: Slots) -> Tensor:
+    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
         q_BHE, k_BGE, v_BGE = self.project(x_BD, by)
-        keys, values = slots.write(cache, layer, k_BGE, v_BGE)
+        slots.write(keys, k_BGE)
+        slots.write(values, v_BGE)
         # the query heads of a group stand in the place of query positions: no key is repeated
         q_BGRE = q_BHE.unflatten(1, (self.groups, -1))
         return self.out(F.scaled_dot_product_attention(q_BGRE, keys, values, attn_mask=slots.mask).flatten(1))
 
 
-class Slots:
-    """Where one decoding step writes, and what it may read: shared by all layers of the step."""
+class Slots(NamedTuple):
+    """Where one decoding step writes and what it may read, the same for all layers: one new token at ``positions_B`` of each row."""
 
-    def __init__(self, cache: KVCache, device: torch.device, window: int) -> None:
-        self.longest = max(cache.lengths) + 1
-        self.positions_B = torch.tensor(cache.lengths, device=device)
-        self.even = min(cache.lengths) + 1 == self.longest
-        self.rows = torch.arange(len(cache.lengths), device=device)
-        self.mask: Tensor | None = None
-        if not self.even or (window and self.longest > window + 1):
-            k = torch.arange(self.longest, device=device)
-            self.mask = Causal(window).allows(self.positions_B[:, None], k)[:, None, None, :]
+    rows_B: Tensor
+    positions_B: Tensor
+    mask: Tensor | None
+    """Which of the keys a row may see, ``[B, 1, 1, C]``; None where every row sees them all."""
+    even: int = -1
+    """The position, where it is the same in every row: a plain slice is cheaper than an index."""
 
-    def write(self, cache: KVCache, layer: int, k_BGE: Tensor, v_BGE: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one token per row; returns the keys and values ``[B, G, longest, E]`` to attend to."""
-        for store, new in ((cache.keys[layer], k_BGE), (cache.values[layer], v_BGE)):
-            if self.even:
-                store[:, :, self.longest - 1] = new
-            else:
-                store[self.rows, :, self.positions_B] = new
-        return cache.keys[layer][:, :, : self.longest], cache.values[layer][:, :, : self.longest]
+    def write(self, store_BGCE: Tensor, new_BGE: Tensor) -> None:
+        if self.even >= 0:
+            store_BGCE[:, :, self.even] = new_BGE
+        else:
+            store_BGCE[self.rows_B, :, self.positions_B] = new_BGE
 
 
 class Block(nn.Module):
@@ -102,8 +101,8 @@ class Block(nn.Module):
     def prefill(self, x_TD: Tensor, by: Rotation, batch: Packed, layout: Layout, cache: KVCache, layer: int, rows: Sequence[int]) -> Tensor:
         return self._after(x_TD, self.attention.prefill(self.attention_norm(x_TD), by, batch, layout, cache, layer, rows))
 
-    def decode(self, x_BD: Tensor, by: Rotation, cache: KVCache, layer: int, slots: Slots) -> Tensor:
-        return self._after(x_BD, self.attention.decode(self.attention_norm(x_BD), by, cache, layer, slots))
+    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
+        return self._after(x_BD, self.attention.decode(self.attention_norm(x_BD), by, keys, values, slots))
 
     def _after(self, x_TD: Tensor, attended_TD: Tensor) -> Tensor:
         x_TD = x_TD + self.dropout(attended_TD)
@@ -133,6 +132,7 @@ class Transformer(nn.Module):
         self.config, self.layout = config, layout
         self.compute_dtype = torch.get_default_dtype()
         self._compiled = False
+        self._compiled_decode: Callable[..., Tensor] | None = None
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -189,13 +189,32 @@ class Transformer(nn.Module):
         """
         if not isinstance(self.layout, Causal):
             raise ValueError(f"token by token needs a causal layout, this network has {self.layout}")
-        cache.reserve(max(cache.lengths) + 1)
-        slots = Slots(cache, tokens_B.device, self.layout.window)
-        x_BD, by = self._enter(tokens_B, slots.positions_B)
-        for layer, block in enumerate(self.blocks):
-            x_BD = block.decode(x_BD, by, cache, layer, slots)  # type: ignore[operator]
+        longest = max(cache.lengths) + 1
+        cache.reserve(longest)
+        positions_B = torch.tensor(cache.lengths, device=tokens_B.device)
+        if self._compiled_decode is not None:  # a few shapes for all lengths
+            seen = min(cache.capacity, -(-longest // DECODE_STEP) * DECODE_STEP)
+            hidden_BD = self._compiled_decode(tokens_B, positions_B, *cache.first(seen))
+        else:
+            even = longest - 1 if min(cache.lengths) == longest - 1 else -1
+            hidden_BD = self._decode(tokens_B, positions_B, *cache.first(longest), even)
         cache.lengths = [n + 1 for n in cache.lengths]
+        return hidden_BD
+
+    def _decode(self, tokens_B: Tensor, positions_B: Tensor, keys: list[Tensor], values: list[Tensor], even: int = -1) -> Tensor:
+        window, seen = self.config.window, keys[0].shape[2]
+        places = torch.arange(seen, device=tokens_B.device)
+        whole = even >= 0 and not (window and seen > window + 1)
+        mask = None if whole else Causal(window).allows(positions_B[:, None], places)[:, None, None, :]
+        slots = Slots(torch.arange(len(tokens_B), device=tokens_B.device), positions_B, mask, even)
+        x_BD, by = self._enter(tokens_B, positions_B)
+        for block, k, v in zip(self.blocks, keys, values, strict=True):
+            x_BD = block.decode(x_BD, by, k, v, slots)  # type: ignore[operator]
         return self.norm(x_BD)
+
+    def compile_decoding(self) -> None:
+        """Compile a decoding step as a whole. It takes some tens of seconds, so it pays for a server or a long run of samples."""
+        self._compiled_decode = torch.compile(self._decode)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""

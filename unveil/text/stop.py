@@ -33,7 +33,7 @@ class StopStrings:
         """Whether a stop string ends within the last of ``new_tokens`` (without the prompt). Asked after each token, it misses none."""
         if not self.strings or not len(new_tokens):
             return False
-        # What ended earlier was reported earlier, so a window suffices. One token more than needed: some tokenizers drop a leading space.
+        # What ended earlier was reported earlier, so a window suffices; a byte more than needed, as some tokenizers drop a leading space.
         needed = self._longest + len(self._decode(new_tokens[-1:]))
         count = self._longest + 1
         data = self._decode(new_tokens[-count:])

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unveil.evaluation.infill import Filling, Gap
+from unveil.evaluation.likelihood import BitsPerByte
+from unveil.family import Curve, Table, TokenTimeline
+from unveil.metrics.compression import Score
+from unveil.report.evidence import Evidence
+from unveil.report.page import render, write
+from unveil.report.run import RunReport
+
+HOSTILE = "</script><script>alert('x')</script><img src=http://evil.example/a onerror=alert(1)> & \"quoted\" {{ 7 * 7 }} <!--"
+VOID = {"meta", "input", "br", "img", "link", "hr"}
+REQUESTS = {"src", "href", "srcset", "action", "data", "poster", "background", "formaction", "xlink:href"}
+
+
+class Reader(HTMLParser):
+    """Balance of the tags, every attribute that could make a request, and the text per element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.text: list[str] = []
+        self.mistakes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.mistakes.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        inside = self.open[-1] if self.open else ""
+        if inside in self.raw:
+            self.raw[inside].append(data)
+        else:
+            self.text.append(data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert not reader.mistakes and not reader.open
+    return reader
+
+
+def evidence(**more: Any) -> Evidence:
+    bits = BitsPerByte(1.4321, 0.02, 0.0, 5.0, 3.0, 1000, 3000, 12)
+    return replace(Evidence(bits=bits, baselines=[Score("xz", 1.9, 1.5), Score("unigram", 4.6, 4.5)]), **more)
+
+
+def run(name: str = "ar", index: int = 0, found: Evidence | None = None) -> RunReport:
+    log = [{"step": i, "tokens": 100 * i, "train/nll": 6 / i, "train/other": 1.0} for i in range(1, 40)]
+    timing = [{"step": 39, "tokens": 3900, "tokens_per_second": 12_345.0, "seconds": 90.0, "utilisation": 0.42}]
+    return RunReport(name, index, {}, "family = 'x'\n", {"torch": "2.13", "cpu": {"cores": 2}}, log, timing, found or evidence())
+
+
+def hostile() -> Evidence:
+    gap = Gap(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
+    views = [
+        TokenTimeline(HOSTILE, [HOSTILE, "b"], [1, 2], [0.5, 1.0]),
+        Table(HOSTILE, [HOSTILE], [[HOSTILE]]),
+        Curve(HOSTILE, [1, 2], {HOSTILE: [1.0, 2.0]}, HOSTILE, HOSTILE),
+    ]
+    scores = [Score(HOSTILE, 1.0, 2.0)]
+    return evidence(fillings=[Filling(gap, HOSTILE)], samples=[HOSTILE], views=views, baselines=scores)
+
+
+def test_whatever_a_model_or_a_person_wrote_is_text() -> None:
+    first = replace(run(HOSTILE, 0, hostile()), recipe_text=HOSTILE, environment={HOSTILE: HOSTILE})
+    page = render([first, replace(first, index=1)], HOSTILE, HOSTILE, [HOSTILE])
+    reader = read(page)
+    assert not [tag for tag, _ in reader.tags if tag == "img"]
+    assert not [attributes for _, attributes in reader.tags if any(name.startswith("on") for name in attributes)]
+    assert "alert" not in "".join(reader.raw["script"]).replace("\\u003cscript\\u003ealert", "")
+    shown = "".join(reader.text)
+    assert shown.count(HOSTILE) >= 2 * 15  # title, lead and command, and per run: names, captions, samples, gap, table, recipe, versions
+    assert "49" not in shown.replace("49 %", "")
+
+
+def test_the_page_asks_for_nothing() -> None:
+    page = render([run("a", 0, hostile())], commands=["unveil sample"])
+    reader = read(page)
+    assert not [(tag, name) for tag, attributes in reader.tags for name in attributes if name in REQUESTS]
+    assert not [tag for tag, _ in reader.tags if tag in {"link", "iframe", "object", "embed", "base"}]
+    for raw in (*reader.raw["style"], *reader.raw["script"]):
+        assert not re.search(r"url\(|@import|https?:|//[a-z]|fetch\(|XMLHttpRequest|import\(", re.sub(r"// .*|\[\[.*", "", raw))
+
+
+def test_a_timeline_on_the_page_is_the_timeline_that_was_given() -> None:
+    view = TokenTimeline("t", ["def", " f", "(x)", ":", "░"], [0, 2, 3, 1, -1], [1.0, 0.25, 0.5, 0.125, 0.0])
+    reader = read(render([run(found=evidence(views=[view]))]))
+    pieces = [attributes for tag, attributes in reader.tags if tag == "span" and "data-s" in attributes]
+    assert [int(p["data-s"] or "") for p in pieces] == list(view.committed_at)
+    assert [float(p["data-c"] or "") for p in pieces] == pytest.approx(list(view.confidence), abs=0.006)
+    assert [p.get("class") for p in pieces] == ["given", None, None, None, "covered"]
+    assert [p.get("style") for p in pieces[1:4]] == ["--c:0.667", "--c:1.000", "--c:0.333"]
+    (slider,) = [attributes for tag, attributes in reader.tags if tag == "input"]
+    assert (slider["type"], slider["min"], slider["max"]) == ("range", "0", "3")
+
+
+def test_headline_says_who_wins() -> None:
+    text = " ".join("".join(read(render([run()])).text).split())
+    assert "1.432 bits per byte" in text
+    assert "xz, given the training text, needs 1.500: 5 % more than this model." in text
+    worse = evidence(bits=BitsPerByte(1.8, 0.02, 0.0, 5.0, 3.0, 1000, 3000, 12))
+    assert "17 % less than this model" in " ".join("".join(read(render([run(found=worse)])).text).split())
+
+
+def test_a_bound_is_called_one() -> None:
+    bound = evidence(bits=BitsPerByte(2.1, 0.02, 0.01, 5.0, 3.0, 1000, 3000, 12), bound=True)
+    text = " ".join("".join(read(render([run(found=bound)])).text).split())
+    assert "at most 2.100" in text and "upper bound" in text
+    assert "less than this model" not in text  # a bound above xz does not say that the model is worse
+    assert "upper bound" not in "".join(read(render([run()])).text)
+
+
+def test_runs_share_a_chart_only_over_the_same_bytes() -> None:
+    other = evidence(bits=BitsPerByte(1.1, 0.02, 0.0, 5.0, 3.0, 1000, 999, 12))
+    titles = [text for text in read(render([run("a"), run("b", 1)])).text if text == "Held-out bits per byte"]
+    assert len(titles) == 1
+    assert len([text for text in read(render([run("a"), run("b", 1, other)])).text if text == "Held-out bits per byte"]) == 2
+
+
+def test_infills_show_shares_over_all_and_a_few_in_full() -> None:
+    gaps = [Gap(f"f{i}", "x = (", "1", ")\n") for i in range(10)]
+    answers = ["1"] * 2 + ["2"] * 3 + [")"] * 5
+    found = evidence(fillings=[Filling(gap, text) for gap, text in zip(gaps, answers, strict=True)])
+    text = " ".join("".join(read(render([run(found=found)])).text).split())
+    assert "10 20 % 50 %" in re.sub(r"\s+", " ", text)
+    assert "f5" in text and "f6" not in text
+
+
+def test_a_bare_run_has_a_page_and_costs_of_another_do_not_shift() -> None:
+    bare = RunReport("bare", 1, {}, "", {}, [], [], Evidence())
+    assert "Not evaluated" in "".join(read(render([bare])).text)
+    reader = read(render([bare, run(found=evidence(costs={"parameters": 2_605_056}))]))
+    assert "2.61 M" in reader.text and "12.3 k" in reader.text and "42%" in reader.text
+    with pytest.raises(ValueError, match="at least one run"):
+        render([])
+
+
+def test_size_of_a_long_run_is_small() -> None:
+    log = [{"step": i, "tokens": i, "train/nll": 1 / i} for i in range(1, 50_000)]
+    views = [TokenTimeline(f"t{i}", ["token"] * 1024, list(range(1, 1025)), [0.5] * 1024) for i in range(4)]
+    page = render([replace(run(found=evidence(views=views, samples=["x" * 2000] * 8)), log=log)])
+    assert len(page) < 1_000_000
+
+
+def test_write_replaces_the_page_whole(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    assert write([run()], path) == path
+    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_chart_data_reaches_the_script() -> None:
+    reader = read(render([run()]))
+    data = json.loads(next(raw for raw in reader.raw["script"] if raw.startswith("[")))
+    assert data[0][0][2:] == [100, 6.0]
+    assert data[0][-1][0] == 100.0

@@ -1,0 +1,293 @@
+"""A person's mistakes, one table, each through the command line: exit status 2 and one line that names field, value and remedy."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import shutil
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+import unveil
+from unveil import cli
+from unveil import recipe as recipes
+from unveil.training import checkpoint
+
+CONTEXT = 64
+FEW_STEPS = ["--training.steps", "4", "--training.save-every", "2"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of its own for a case, with a text and copies of two finished runs."""
+
+    folder: Path
+    text: Path
+    run: Path
+    ar: Path
+
+    def write(self, name: str, content: str | bytes) -> str:
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    def weights(self, change: Callable[[dict[str, Any]], Any]) -> list[str]:
+        path = self.run / "final" / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+        return ["sample", str(self.run)]
+
+    def damaged(self, path: Path, change: Callable[[bytes], bytes]) -> None:
+        path.write_bytes(change(path.read_bytes()))
+
+    def resume(self) -> list[str]:
+        return ["train", str(self.run), "--resume"]
+
+    @property
+    def checkpoint(self) -> Path:
+        return checkpoint.folder(self.run / "checkpoints", 4)
+
+    def in_checkpoint(self, name: str, data: bytes) -> list[str]:
+        """Replace a checkpoint's file and make the manifest vouch for it, as an attacker would."""
+        (self.checkpoint / name).write_bytes(data)
+        path = self.checkpoint / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["files"][name] = [len(data), zlib.crc32(data)]
+        path.write_text(json.dumps(manifest))
+        return self.resume()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text and two finished runs on it, four steps each."""
+    folder = tmp_path_factory.mktemp("bad-input")
+    text = folder / "text.txt"
+    text.write_text("".join(f"Line {i} tells that {i} and {i} are {2 * i}.\n\n" for i in range(600)))
+    for name, family in (("run", "discrete"), ("ar", "autoregressive")):
+        tree = {"family": family, "model": {"width": 16, "depth": 1, "heads": 2}, "evaluation": {"tokens": 256}, "sampler": {"length": 8}}
+        tree["data"] = {"context": CONTEXT, "packing_length": 128, "cache": str(folder / "cache"), "tokenizer": {"kind": "bytes"}}
+        tree["data"] |= {"sources": [{"kind": "text", "path": str(text), "documents": "paragraph"}]}  # type: ignore[operator]
+        tree["training"] = {"steps": 4, "save_every": 2, "log_every": 2, "dtype": "float32", "compile": "off"}
+        unveil.train(recipes.parse(tree), folder / name, console=False)
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
+    for name in ("run", "ar"):
+        shutil.copytree(trained / name, tmp_path / name)
+    return Place(tmp_path, trained / "text.txt", tmp_path / "run", tmp_path / "ar")
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return (print, ("HOSTILE CODE RAN",))
+
+
+def _other_tokenizer(p: Place) -> list[str]:
+    from unveil.config import TokenizerConfig
+    from unveil.data.tokenizer import Tokenizer
+
+    Tokenizer.train(TokenizerConfig(kind="characters"), [b"abc"]).save(p.run / "final" / "tokenizer.json")
+    return ["sample", str(p.run)]
+
+
+def _wordy_tokenizer(p: Place) -> list[str]:
+    import tokenizers
+
+    path = str(p.folder / "words.json")
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save(path)
+    words = p.write("words.txt", b"caf\xe9 " * 999)
+    return [
+        "data",
+        "prepare",
+        "tiny",
+        "--data",
+        words,
+        "--data.tokenizer.kind",
+        "file",
+        "--data.tokenizer.path",
+        path,
+        "--data.split",
+        "tail",
+    ]
+
+
+def _truncate(p: Place, name: str) -> list[str]:
+    p.damaged(p.run / "final" / name, lambda data: data[: len(data) // 2])
+    return ["sample", str(p.run)]
+
+
+def _flip(p: Place) -> list[str]:
+    file = next(p.checkpoint.glob("*.distcp"))
+    p.damaged(file, lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    return p.resume()
+
+
+def _shard(p: Place) -> list[str]:
+    args = ["data", "prepare", "tiny", "--data", str(p.text), "--data.split", "tail"]
+    cli.main(args)
+    p.damaged(next((p.folder / "cache").rglob("*train*.arrow")), lambda data: data[: len(data) // 2])
+    return args
+
+
+def _unfinished(p: Place) -> list[str]:
+    shutil.rmtree(p.run / "final")
+    return ["sample", str(p.run)]
+
+
+def _newer(p: Place) -> list[str]:
+    path = p.run / "final" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    return ["sample", str(p.run)]
+
+
+def _train(p: Place, *more: str) -> list[str]:
+    return ["train", "tiny", "--data", str(p.text), "--data.split", "tail", "--run-dir", str(p.folder / "new"), *more]
+
+
+Args = Callable[[Place], list[str]]
+CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
+    "unknown setting": (lambda p: _train(p, "--training.stepz", "3"), ("training.stepz", "did you mean 'steps'")),
+    "unknown section": (lambda p: _train(p, "--trainin.steps", "3"), ("trainin", "did you mean 'training'")),
+    "unknown setting in a file": (
+        lambda p: ["train", p.write("my.toml", 'base = "tiny"\n[model]\nwith = 3\n')],
+        ("model.with", "did you mean 'width'"),
+    ),
+    "unknown table in a file": (
+        lambda p: ["train", p.write("my.toml", 'base = "tiny"\n[modle]\nwidth = 3\n')],
+        ("modle", "did you mean 'model'"),
+    ),
+    "value of the wrong type": (lambda p: _train(p, "--training.steps", "many"), ("training.steps", "'many'", "whole number")),
+    "value of the wrong type in a file": (
+        lambda p: ["train", p.write("my.toml", 'base = "tiny"\n[optimizer]\nlr = "fast"\n')],
+        ("optimizer.lr", "'fast'", "a number"),
+    ),
+    "value outside its range": (lambda p: _train(p, "--data.validation", "1.5"), ("data.validation", "1.5", "at most 1")),
+    "unknown choice": (lambda p: _train(p, "--optimizer.kind", "adam"), ("optimizer.kind", "'adam'", "adamw")),
+    "no family": (lambda p: ["train", p.write("my.toml", "seed = 1\n")], ("family", "autoregressive")),
+    "no TOML": (lambda p: ["train", p.write("my.toml", "family = \n")], ("my.toml", "TOML", "correct")),
+    "recipe that is not there": (lambda p: ["train", "llada-pyton"], ("llada-pyton", "llada-python")),
+    "file that is not there": (lambda p: ["train", "my.toml"], ("my.toml", "recipe file")),
+    "text that is not there": (lambda p: ["train", "tiny", "--data", "nothing.txt"], ("--data", "nothing.txt", "give")),
+    "recipe that wants a text": (lambda p: ["train", "shakespeare-ar"], ("data.sources.path", "empty", "give")),
+    "empty corpus": (lambda p: ["train", "tiny", "--data", p.write("empty.txt", "")], ("data.sources", "empty.txt", "empty", "give")),
+    "corpus smaller than a pack": (
+        lambda p: ["train", "tiny", "--data", p.write("small.txt", "too little text"), "--data.split", "tail"],
+        ("data.packing_length", "256", "more text"),
+    ),
+    "bytes that the tokenizer cannot keep": (_wordy_tokenizer, ("data.tokenizer", "no UTF-8", "bytes")),
+    "tokenizer of another network": (_other_tokenizer, ("tokenizer.json", "tokens", "trained with")),
+    "run directory that exists": (lambda p: ["train", "tiny", "--run-dir", str(p.run)], (str(Path("run")), "--resume", "--run-dir")),
+    "resume of another recipe": (
+        lambda p: [*p.resume(), "--model.width", "32"],
+        ("model.width", "32", "16", "recipe"),
+    ),
+    "resume of no run": (lambda p: ["train", "tiny", "--resume", "--run-dir", str(p.folder)], ("recipe.toml", "--run-dir")),
+    "missing weight": (lambda p: p.weights(lambda t: t.pop("norm.weight")), ("model.safetensors", "'norm.weight' is missing", "recipe")),
+    "extra weight": (lambda p: p.weights(lambda t: t.update(more=torch.zeros(1))), ("model.safetensors", "'more'", "recipe")),
+    "misshapen weight": (
+        lambda p: p.weights(lambda t: t.update({"norm.weight": torch.zeros(3)})),
+        ("model.safetensors", "'norm.weight' has shape [3], wanted [16]"),
+    ),
+    "truncated weights": (lambda p: _truncate(p, "model.safetensors"), ("model.safetensors", "truncated or corrupted")),
+    "truncated config": (lambda p: _truncate(p, "config.json"), ("config.json", "corrupted")),
+    "truncated tokenizer": (lambda p: _truncate(p, "tokenizer.json"), ("tokenizer.json", "give")),
+    "corrupted checkpoint": (_flip, ("step-00000004", "corrupted", "older checkpoint")),
+    "hostile metadata": (lambda p: p.in_checkpoint(".metadata", pickle.dumps(Hostile())), (".metadata", "refused", "builtins.print")),
+    "damaged shard": (_shard, (".arrow", "damaged", "data prepare")),
+    "run of a newer format": (_newer, ("config.json", "99", "unveil")),
+    "unfinished run": (_unfinished, ("not finished", "--resume")),
+    "run that is not there": (lambda p: ["sample", "runs/none"], ("runs/none", "no such run", "give")),
+    "folder that is no run": (lambda p: ["evaluate", str(p.text.parent)], ("no run directory", "give")),
+    "report of no run": (lambda p: ["report", str(p.folder)], ("recipe.toml", "give")),
+    "prompt longer than the context": (
+        lambda p: ["sample", str(p.run), "--prompt", "x" * CONTEXT],
+        ("prompt", f"{CONTEXT + 1} tokens", f"context is {CONTEXT}", "shorten"),
+    ),
+    "prompt that leaves too little room": (
+        lambda p: ["sample", str(p.ar), "--prompt", "x" * (CONTEXT - 5)],
+        ("prompt", "8 new", "--sampler.length 4"),
+    ),
+    "infill without a mask": (lambda p: ["sample", str(p.run), "--infill", "nothing missing"], ("infill", "no gap", "<mask>")),
+    "two gaps for an autoregressive model": (
+        lambda p: ["sample", str(p.ar), "--infill", "a<mask>b<mask>c"],
+        ("infill", "2 gaps", "one"),
+    ),
+    "prompt and infill": (lambda p: ["sample", str(p.run), "--prompt", "a", "--infill", "b<mask>"], ("infill", "prompt")),
+    "no texts": (lambda p: ["sample", str(p.run), "--num", "0"], ("num", "0", "at least one")),
+    "unknown sampler setting": (lambda p: ["sample", str(p.run), "--sampler.stepz", "3"], ("sampler.stepz", "did you mean 'steps'")),
+    "setting that training fixed": (lambda p: ["sample", str(p.run), "--model.width", "3"], ("--model.width", "sampler")),
+    "split that was not held out": (lambda p: ["evaluate", str(p.run), "--split", "test"], ("data.test", "0", "above 0")),
+    "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),
+}
+
+
+def answered(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which the command line refuses."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(args)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2, printed.err
+    assert printed.err.count("\n") == 1 and "Traceback" not in printed.err, printed.err
+    assert "HOSTILE" not in printed.out
+    return printed.err
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_names_field_value_and_remedy(case: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    args, said = CASES[case]
+    line = answered(args(place), capsys)
+    for part in said:
+        assert part in line, line
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+
+    def write_data(self: FileSystemWriter, *args: Any) -> Any:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(self, *args))
+        return written[0]
+
+    write = FileSystemWriter.write_data
+    with monkeypatch.context() as full:
+        full.setattr(FileSystemWriter, "write_data", write_data)
+        line = answered(_train(place, *FEW_STEPS), capsys)
+    assert "no space left" in line and "--resume" in line
+    assert checkpoint.steps(place.folder / "new" / "checkpoints") == [2]
+    cli.main(_train(place, *FEW_STEPS, "--resume"))
+    assert checkpoint.steps(place.folder / "new" / "checkpoints") == [2, 4]
+
+
+def test_a_full_disk_elsewhere_is_one_line_too(place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_text(self: Path, *args: Any, **kwargs: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    line = answered(["report", str(place.run), "--out", str(place.folder / "page.html")], capsys)
+    assert "page" in line and "No space left" in line
+    line = answered(_train(place), capsys)
+    assert "No space left" in line
+
+
+def test_bytes_that_are_no_utf8_are_kept(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    data = b"caf\xe9 \xff\xfe " * 300
+    cli.main(["data", "prepare", "tiny", "--data", place.write("latin.txt", data), "--data.split", "tail"])
+    assert f"{len(data) - int(0.05 * len(data)):,} train" in capsys.readouterr().out

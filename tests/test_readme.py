@@ -1,0 +1,80 @@
+"""The README's own code: Python blocks run, command lines parse, and those that read a run are carried out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import unveil
+from unveil import cli, verbs
+from unveil import recipe as recipes
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [code for kind, code in FENCE.findall(README) if kind == language]
+
+
+def commands() -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for code in blocks("sh") for line in code.splitlines()]
+    return [line[1:] for line in lines if line[0] == "unveil"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``notes`` and the two runs that the README speaks of, small ones."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "notes").mkdir()
+    for i in range(60):
+        (folder / "notes" / f"{i}.py").write_text(f"def add_{i}(x):\n    return x + {i}\n\n\nimport os\nclass A{i}: pass\n" * 4)
+    for name in ("llada-python", "ar-python"):
+        small = {"data.context": "64", "data.packing-length": "256", "data.tokenizer.kind": "bytes", "data.cache": str(folder / "cache")}
+        small |= {"model.width": "16", "model.depth": "1", "model.heads": "2", "sampler.length": "16"}
+        small |= {"training.steps": "3", "training.compile": "off", "training.dtype": "float32", "evaluation.tokens": "512"}
+        recipe = recipes.with_overrides(recipes.with_data(recipes.load(name), str(folder / "notes")), small.items())
+        unveil.train(recipe, folder / "runs" / name, console=False)
+    return folder
+
+
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_a_python_block_runs(index: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    exec(compile(blocks("python")[index], f"README.md, Python block {index + 1}", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize("args", commands(), ids=" ".join)
+def test_a_command_line_is_one_that_the_program_knows(args: list[str]) -> None:
+    rest, overrides = cli._split(args)
+    verb = cli._parse(rest)
+    if isinstance(verb, verbs.Sample):
+        recipes.with_overrides(recipes.load(Path(verb.path).name), overrides)
+
+
+@pytest.mark.parametrize("args", [a for a in commands() if a[0] in ("sample", "evaluate", "report")], ids=" ".join)
+def test_a_command_on_a_run_does_its_work(
+    args: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    cli.main(args)
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_recipe_in_the_readme_is_valid(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "my.toml").write_text(blocks("toml")[0])
+    assert len(recipes.load(str(place / "my.toml")).data.sources) == 2
+
+
+def test_every_packaged_recipe_is_listed() -> None:
+    assert all(f"`{name}`" in README for name in recipes.names())
+
+
+def test_the_make_targets_exist() -> None:
+    makefile = Path(__file__).resolve().parents[1] / "Makefile"
+    for target in re.findall(r"make (?:\S+=\S+ )?(demo|test|bench|lint)", README):
+        assert subprocess.run(["make", "-n", "-f", str(makefile), target], capture_output=True, cwd=makefile.parent).returncode == 0

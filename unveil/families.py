@@ -1,0 +1,23 @@
+"""A recipe's family by its name: the one place that imports them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from unveil.autoregressive.family import Autoregressive
+from unveil.config import AutoregressiveRecipe, TextRecipe
+from unveil.discrete.family import Masked
+from unveil.text.vocabulary import Vocabulary
+
+EXACT = ("autoregressive",)
+"""Families whose held-out cost is the cost itself, not a bound from above."""
+
+
+def family(
+    recipe: TextRecipe, vocabulary: Vocabulary, stop: Callable[[Sequence[int] | Any], bool] | None = None
+) -> Autoregressive | Masked:
+    """The family of a recipe over a tokenizer's vocabulary; ``stop`` ends a row while it is sampled."""
+    if isinstance(recipe, AutoregressiveRecipe):
+        return Autoregressive(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop)
+    return Masked(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop, recipe.seed)

@@ -1,0 +1,196 @@
+"""What a recipe costs before it runs: parameters, FLOPs, memory by part, time here; and what to change where it does not fit.
+
+Parameters and activations are counted on the network itself, built without storage on PyTorch's ``meta`` device, so no formula has to
+follow the code. H is the head's chunk of logits, V the vocabulary, D the width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unveil.config import TextRecipe, TokenizerConfig
+from unveil.data.tokenizer import SPECIALS, Tokenizer
+from unveil.environment import device
+from unveil.errors import UserError
+from unveil.families import family
+from unveil.nn.head import CHUNK_ELEMENTS
+from unveil.nn.packed import Packed
+from unveil.text.vocabulary import Vocabulary
+from unveil.training import precision
+
+UTILISATION = 0.35
+"""Share of the best matrix product that training a small network on a CPU reaches."""
+CHARACTERS = 100
+"""Assumed where the alphabet is known only when the text is read."""
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Costs of one recipe on this machine. Memory in bytes, at the fullest moment of a step."""
+
+    recipe: TextRecipe
+    dtype: torch.dtype
+    peak: float
+    """FLOP/s of the best matrix product measured here."""
+
+    @cached_property
+    def network(self) -> nn.Module:
+        vocabulary = _vocabulary(self.recipe.data.tokenizer)
+        with torch.device("meta"):
+            network = family(self.recipe, vocabulary).build()
+        precision.apply(network, self.dtype)
+        return network
+
+    @cached_property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """Forward and backward, at sequences as long as the context: the most that packing gives."""
+        context = self.recipe.data.context
+        return float(self.network.flops_per_token(context / 2 if self.recipe.family == "autoregressive" else context))  # type: ignore[operator]
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole run, at full packs."""
+        return self.recipe.training.steps * self.recipe.training.packs * self.recipe.data.packing_length
+
+    @property
+    def seconds(self) -> float:
+        """Of training: as asked for in minutes, or at ``UTILISATION`` of the peak."""
+        return 60 * self.recipe.training.minutes or self.tokens * self.flops_per_token / (UTILISATION * self.peak)
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Bytes by part."""
+        recipe, width = self.recipe, self.dtype.itemsize
+        master = 8 if self.dtype == torch.float64 else 4
+        matrices = sum(p.numel() for name, p in self.network.named_parameters() if p.dim() == 2 and name.startswith("blocks"))
+        moments = 2 * self.parameters - (matrices if recipe.optimizer.kind == "muon" else 0)
+        vocabulary, model_width = self.network.get_parameter("head.weight").shape
+        chunk = min(CHUNK_ELEMENTS, recipe.data.packing_length * vocabulary)
+        return {
+            "weights": master * self.parameters,
+            "gradients": master * self.parameters,
+            "optimizer state": master * moments,
+            "averaged weights": master * self.parameters if recipe.training.ema else 0,
+            "activations": _activations(self.network, recipe),
+            "head": (2 * width + 4) * chunk + master * vocabulary * model_width + width * recipe.data.packing_length * model_width,
+        }
+
+    @property
+    def total(self) -> int:
+        return sum(self.memory.values())
+
+
+def plan(recipe: TextRecipe) -> Plan:
+    """Probes the machine (a second) and counts. Raises UserError for a tokenizer file that cannot be read."""
+    dtype = precision.compute_dtype(recipe.training.dtype, device())
+    return Plan(recipe, dtype, precision.peak_flops(dtype, device()))
+
+
+def described(costs: Plan, limit: int) -> Iterator[tuple[str, str]]:
+    """Name and figure, for a table."""
+    yield "parameters", f"{costs.parameters:,}"
+    yield "FLOPs per token", f"{costs.flops_per_token:.3g}, forward and backward"
+    for part, count in costs.memory.items():
+        if count:
+            yield f"  {part}", size(count)
+    yield "memory", f"{size(costs.total)} of {size(limit)}, beside the program"
+    yield "tokens", "as many as fit into the time" if costs.recipe.training.minutes else f"{costs.tokens:,}"
+    time = f"{costs.seconds / 60:,.1f} min" if costs.seconds > 60 else f"{costs.seconds:.0f} s"
+    basis = (
+        "as asked for" if costs.recipe.training.minutes else f"at {UTILISATION:.0%} of the {costs.peak / 1e9:,.0f} GFLOP/s measured here"
+    )
+    yield "time", f"{time}, {basis}"
+
+
+def advice(costs: Plan, limit: int) -> str:
+    """What to change for ``limit`` bytes, in words; empty where it fits. Smaller packs, more of them a step, train the same."""
+    if costs.total <= limit:
+        return ""
+    least = costs
+    while least.recipe.data.packing_length // 2 >= costs.recipe.data.context:
+        data, training = least.recipe.data, least.recipe.training
+        halved = replace(
+            least.recipe, data=replace(data, packing_length=data.packing_length // 2), training=replace(training, packs=2 * training.packs)
+        )
+        least = replace(least, recipe=halved)
+        if least.total <= limit:
+            break
+    length, packs = least.recipe.data.packing_length, least.recipe.training.packs
+    smaller = f"--data.packing-length {length} --training.packs {packs}"
+    if least.total <= limit:
+        return f"{smaller} takes {size(least.total)} for the same step"
+    with_packs = f" even with {smaller}" if least is not costs else ""
+    return f"it takes {size(least.total)}{with_packs}: lower data.context, model.width or model.depth"
+
+
+def out_of_memory(recipe: TextRecipe | None) -> UserError:
+    """The answer to an allocation that failed while a recipe trained: what ``unveil plan`` would change to need less."""
+    if recipe is None:
+        return UserError("memory", "this machine has not enough for it", "ask for fewer texts (--num), or close other programs")
+    costs = plan(recipe)
+    change = advice(costs, costs.total - costs.memory["activations"] // 2)
+    return UserError("memory", f"not enough: training takes {size(costs.total)} beside the program", change)
+
+
+def parse_bytes(text: str) -> int:
+    """``24GiB``, ``512M``, ``8e9`` to bytes, by powers of 1024. Raises UserError."""
+    number = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = number[-1:] if number[-1:] in UNITS else ""
+    try:
+        value = float(number.removesuffix(unit)) * UNITS[unit]
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError("--memory", f"got {text!r}", "give a size such as 24GiB or 512M")
+    return int(value)
+
+
+def machine_memory() -> int:
+    """Bytes of the device that trains."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def size(count: float) -> str:
+    """Bytes in words: ``1.5 GiB``."""
+    unit, name = next((u for u in ((2**30, "GiB"), (2**20, "MiB")) if count >= u[0]), (2**10, "KiB"))
+    return f"{count / unit:.3g} {name}"
+
+
+def _vocabulary(config: TokenizerConfig) -> Vocabulary:
+    if config.kind == "file":
+        return Tokenizer.load(config.path).vocabulary
+    size = {"bytes": 256, "characters": CHARACTERS, "bpe": config.vocabulary - len(SPECIALS)}[config.kind] + len(SPECIALS)
+    return Vocabulary(size, *range(size - len(SPECIALS), size))
+
+
+def _activations(network: nn.Module, recipe: TextRecipe) -> int:
+    """Bytes that a forward pass over one pack keeps for its backward pass, each storage once."""
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes(), tensor  # alive, so that no other storage takes its place
+        return tensor
+
+    pack, context = recipe.data.packing_length, recipe.data.context
+    lengths = [context] * (pack // context) + [pack % context] * (pack % context > 0)
+    batch = Packed.of([torch.zeros(n, dtype=torch.int64) for n in lengths]).to("meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(batch)
+    return sum(n for n, _ in kept.values())

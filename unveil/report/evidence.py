@@ -1,0 +1,67 @@
+"""What is known of a run beside its training log: held-out scores, infills, samples and views, as one JSON file in its directory.
+
+A page can so be drawn again, alone or beside other runs, without the network, the data or the machine that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unveil.errors import UserError
+from unveil.evaluation.infill import Filling, Gap
+from unveil.evaluation.likelihood import BitsPerByte
+from unveil.family import Curve, Table, TokenTimeline, View
+from unveil.metrics.compression import Score
+
+FILE = "evidence.json"
+VIEWS: dict[str, type[Curve] | type[Table] | type[TokenTimeline]] = {kind.__name__: kind for kind in (Curve, Table, TokenTimeline)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    bits: BitsPerByte | None = None
+    bound: bool = False
+    """``bits`` bounds the cost from above; it is not the cost itself."""
+    baselines: Sequence[Score] = ()
+    fillings: Sequence[Filling] = ()
+    samples: Sequence[str] = ()
+    views: Sequence[View] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """What the training log does not say: ``parameters``, ``flops_per_token`` (forward and backward), ``peak_flops``, ``memory_bytes``."""
+
+    def save(self, directory: Path) -> None:
+        """Write ``evidence.json`` into the run's directory, whole or not at all."""
+        data = asdict(self) | {"views": [{"kind": type(view).__name__, **asdict(view)} for view in self.views]}
+        aside = directory / f"{FILE}.tmp"
+        aside.write_text(json.dumps(data, indent=1, default=_plain), encoding="utf-8")
+        os.replace(aside, directory / FILE)
+
+    @staticmethod
+    def load(directory: Path) -> Evidence:
+        """Read it back; empty evidence where the run was never evaluated. Raises UserError for a file that is no evidence."""
+        path = directory / FILE
+        if not path.exists():
+            return Evidence()
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return Evidence(
+                bits=None if data["bits"] is None else BitsPerByte(**data["bits"]),
+                bound=data["bound"],
+                baselines=[Score(**score) for score in data["baselines"]],
+                fillings=[Filling(Gap(**each["gap"]), each["text"]) for each in data["fillings"]],
+                samples=data["samples"],
+                views=[VIEWS[view.pop("kind")](**view) for view in data["views"]],
+                costs=data["costs"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(str(path), f"not readable as evidence of a run ({error})", "run `unveil evaluate` on the run again") from None
+
+
+def _plain(value: Any) -> Any:
+    """Numpy scalars and arrays, which families put into views, as JSON's own types."""
+    return value.tolist()

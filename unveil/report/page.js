@@ -1,0 +1,85 @@
+"use strict";
+// Timelines: a slider over the sampler's steps. Pieces keep their width while covered, so that the text never jumps.
+for (const section of document.querySelectorAll(".uncovering")) {
+  const steps = Number(section.dataset.steps);
+  const [slider, button, output] = ["input", "button", "output"].map((name) => section.querySelector(".controls " + name));
+  const canvases = [...section.querySelectorAll(".canvas")];
+  const pieces = canvases.flatMap((canvas) => [...canvas.children]);
+  let timer = null;
+
+  const show = (step) => {
+    slider.value = step;
+    output.textContent = `step ${step} of ${steps}`;
+    for (const piece of pieces) {
+      const at = Number(piece.dataset.s);
+      piece.classList.toggle("covered", at < 0 || at > step);
+    }
+  };
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "Play";
+    button.setAttribute("aria-label", "Play the uncovering");
+  };
+  const play = () => {
+    if (Number(slider.value) >= steps) show(0);
+    button.textContent = "Pause";
+    button.setAttribute("aria-label", "Pause the uncovering");
+    timer = setInterval(() => {
+      show(Number(slider.value) + 1);
+      if (Number(slider.value) >= steps) stop();
+    }, Math.max(30, Math.min(400, 9000 / Math.max(steps, 1))));
+  };
+  button.addEventListener("click", () => (timer === null ? play() : stop()));
+  slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
+
+  for (const canvas of canvases) {
+    const readout = canvas.parentElement.querySelector(".readout");
+    let here = null;
+    const tell = (piece) => {
+      if (here) here.classList.remove("here");
+      here = piece;
+      if (!piece) { readout.textContent = "\u00a0"; return; }
+      piece.classList.add("here");
+      const at = Number(piece.dataset.s);
+      const sure = (100 * Number(piece.dataset.c)).toFixed(0);
+      readout.textContent = at === 0 ? "given" : at < 0 ? "never uncovered"
+        : piece.classList.contains("covered") ? "still covered" : `step ${at}, probability ${sure} %`;
+    };
+    canvas.addEventListener("pointerover", (event) => tell(event.target.closest("span")));
+    canvas.addEventListener("pointerleave", () => tell(null));
+    canvas.addEventListener("blur", () => tell(null));
+    canvas.addEventListener("keydown", (event) => {
+      const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!move || !canvas.children.length) return;
+      event.preventDefault();
+      const all = [...canvas.children];
+      const next = here ? all.indexOf(here) + move : 0;
+      tell(all[Math.max(0, Math.min(all.length - 1, next))]);
+    });
+  }
+}
+
+// Charts: the nearest point of every line under the pointer.
+const short = (value) => (Math.abs(value) >= 1e6 ? (value / 1e6).toPrecision(3) + " M" : Math.abs(value) >= 1e3 ? (value / 1e3).toPrecision(3) + " k" : Number(value.toPrecision(4)).toString());
+for (const figure of document.querySelectorAll(".chart")) {
+  const area = figure.querySelector(".area");
+  const hair = area.querySelector(".hair");
+  const lines = JSON.parse(area.querySelector("script").textContent);
+  const keys = [...figure.querySelectorAll(".keys b")];
+  const output = figure.querySelector("output");
+  area.addEventListener("pointermove", (event) => {
+    const box = area.getBoundingClientRect();
+    const at = Math.max(0, Math.min(100, (100 * (event.clientX - box.left)) / box.width));
+    const near = lines.map((points) => points.reduce((best, point) => (Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best)));
+    hair.hidden = false;
+    hair.style.left = at + "%";
+    near.forEach((point, i) => { keys[i].textContent = short(point[3]); });
+    output.textContent = " at " + short(near[0][2]);
+  });
+  area.addEventListener("pointerleave", () => {
+    hair.hidden = true;
+    output.textContent = "";
+    for (const key of keys) key.textContent = "";
+  });
+}

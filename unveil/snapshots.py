@@ -1,0 +1,85 @@
+"""What a sampler has uncovered so far, as text: decoded when asked for, never changed by a later step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from unveil.canvas import Canvas
+from unveil.data.tokenizer import Tokenizer
+from unveil.family import Row
+from unveil.report.timeline import timeline
+from unveil.text.stop import StopStrings
+
+
+class Piece(NamedTuple):
+    """A stretch of text and the step at which it was committed; 0 for what was given, -1 for what is still covered."""
+
+    text: str
+    committed_at: int
+
+
+@dataclass(frozen=True)
+class TextSnapshot:
+    """All rows of a call of ``Run.sample`` after a step; rows that were done before it stand as they ended.
+
+    ``text``, ``completion`` and ``tokens`` are one item for one row asked for by a single prompt, else a list with one per row.
+    """
+
+    step: int
+    rows: Sequence[Row]
+    canvases: Sequence[Canvas]
+    tokenizer: Tokenizer
+    stop: StopStrings | None
+    single: bool
+
+    @property
+    def final(self) -> bool:
+        """Whether every row is done."""
+        return all(row.final for row in self.rows)
+
+    @property
+    def tokens(self) -> Any:
+        """Ids in the order in which the family sees them, start token and prompt included, int64."""
+        return self._one([row.tokens for row in self.rows])
+
+    @cached_property
+    def text(self) -> Any:
+        """Prompt and what follows, or the text with its gaps filled; ``░`` for every token that is not known yet."""
+        return self._one(["".join(p.text for p in self.pieces(i)) for i in range(len(self.rows))])
+
+    @cached_property
+    def completion(self) -> Any:
+        """What was uncovered, without what was given."""
+        return self._one(["".join(p.text for p in self.pieces(i) if p.committed_at) for i in range(len(self.rows))])
+
+    def pieces(self, index: int) -> list[Piece]:
+        """Row ``index`` in reading order. A continuation ends at its first end token, or where a stop string begins.
+
+        A character whose bytes are spread over several tokens stands in the last of them.
+        """
+        row, canvas, v = self.rows[index], self.canvases[index], self.tokenizer.vocabulary
+        places = canvas.reading(len(row.tokens))
+        if not canvas.infill:
+            ends = np.flatnonzero(row.tokens[canvas.given :] == v.end)
+            places = places[: canvas.given + int(ends[0])] if len(ends) else places
+        shown = timeline("", row, self.tokenizer, places)
+        pieces = [Piece(*pair) for pair in zip(shown.pieces, shown.committed_at, strict=True)]
+        return self._cut(pieces) if row.final and self.stop is not None and not canvas.infill else pieces
+
+    def _cut(self, pieces: list[Piece]) -> list[Piece]:
+        assert self.stop is not None
+        room = len(self.stop.cut("".join(p.text for p in pieces if p.committed_at)))
+        kept = []
+        for piece in pieces:
+            if piece.committed_at:
+                piece, room = Piece(piece.text[: max(room, 0)], piece.committed_at), room - len(piece.text)
+            kept.append(piece)
+        return kept
+
+    def _one(self, items: list[Any]) -> Any:
+        return items[0] if self.single else items

@@ -1,0 +1,64 @@
+"""Text as it is uncovered, in the terminal: every token in the colour of the step at which it was committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from unveil.snapshots import TextSnapshot
+
+RAMP = ((112, 104, 214), (58, 134, 220), (38, 166, 154), (124, 200, 90), (250, 224, 60))
+"""Early to late: rising in lightness, so that it reads without colour vision, and never so dark that a black terminal hides it."""
+FRAME = 0.04
+"""Seconds a step is shown at the least: a small network is faster than the eye."""
+
+CONTROL = (
+    {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"} | dict.fromkeys(range(128, 160), "�")
+)
+
+
+def printable(text: str) -> str:
+    """Text with control characters as pictures: what a model writes must not steer a terminal."""
+    return text.translate(CONTROL)
+
+
+def colour(step: int, last: int) -> str:
+    """Of a token committed at ``step`` of ``last``, as ``#rrggbb``."""
+    place = (step - 1) / max(last - 1, 1) * (len(RAMP) - 1)
+    low = min(int(place), len(RAMP) - 2)
+    mixed = (round(a + (b - a) * (place - low)) for a, b in zip(RAMP[low], RAMP[low + 1], strict=True))
+    return "#" + "".join(f"{min(max(value, 0), 255):02x}" for value in mixed)
+
+
+def painted(snapshot: TextSnapshot, last: int) -> Text:
+    """All rows, a rule between them; what was given as it is, what is covered dim."""
+    text = Text()
+    for row in range(len(snapshot.rows)):
+        if row:
+            text.append("\n────\n", style="dim")
+        for piece, at in snapshot.pieces(row):
+            text.append(printable(piece), style="dim" if at < 0 else f"bold {colour(at, last)}" if at else "")
+    return text
+
+
+def watch(snapshots: Iterable[TextSnapshot], last: int, console: Console | None = None) -> TextSnapshot | None:
+    """Show the snapshots as they come and return the last one; a line per step where the output is no terminal.
+
+    ``last`` is the number of steps expected, which scales the colours.
+    """
+    console, snapshot = console or Console(), None
+    if not console.is_terminal:
+        for snapshot in snapshots:
+            shown = snapshot.text if isinstance(snapshot.text, str) else " │ ".join(snapshot.text)
+            console.print(f"{snapshot.step:4d}  {shown!r}", markup=False, highlight=False, soft_wrap=True)
+        return snapshot
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        for snapshot in snapshots:
+            start = time.perf_counter()
+            live.update(painted(snapshot, last), refresh=True)
+            time.sleep(max(0.0, FRAME - (time.perf_counter() - start)))
+    return snapshot
