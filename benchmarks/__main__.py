@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ NAMES = ("training_throughput", "packing", "decoding")
 """Each a module with ``rows() -> list[Row]``."""
 
 
-def report(rows: Sequence[Row]) -> dict[str, Any]:
-    """The JSON form of a benchmark's result."""
-    return {"machine": machine(), "rows": [asdict(row) for row in rows]}
+def report(run: Callable[[], Sequence[Row]]) -> dict[str, Any]:
+    """Run a benchmark; the JSON form of its result."""
+    host = machine()
+    return {"machine": host, "rows": [asdict(row) for row in run()]}
 
 
 def table(name: str, result: dict[str, Any]) -> Table:
     """The same for reading; ``of floor`` is our share of what the machine could do. The caption names each row's peer."""
     host = result["machine"]
-    lines = [f"{host['processor']}, {host['threads']} threads, load {host['load']:.1f}, torch {host['torch']}"]
+    lines = [f"{host['processor']}, {host['threads']} threads, load before {host['load']:.1f}, torch {host['torch']}"]
     lines += [f"{row['name']}: against {row['peer_name']}" for row in result["rows"]]
     shown = Table("row", "unveil", "peer", "ratio", "spread", "of floor", "unit", title=name, caption="\n".join(lines))
     for row in result["rows"]:
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     given = parser.parse_args(arguments)
     try:
-        result = report(importlib.import_module(f"benchmarks.{given.name}").rows())
+        result = report(importlib.import_module(f"benchmarks.{given.name}").rows)
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

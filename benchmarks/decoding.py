@@ -107,5 +107,6 @@ def floor(network: Any, batch: int) -> float:
     matrices = sum(p.numel() for name, p in network.named_parameters() if p.dim() == 2 and not name.startswith("embedding"))
     width = network.config.width
     shape = matrices // width, batch, width
-    best = max(precision.matmul_rate(*shape, dtype, str(device()), torch.get_num_threads()) for dtype in DTYPES.values())
+    threads = torch.get_num_threads()
+    best = setting.undisturbed(lambda: max(precision.matmul_rate(*shape, dtype, str(device()), threads) for dtype in DTYPES.values()))
     return best / (2 * matrices)

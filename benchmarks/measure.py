@@ -17,6 +17,9 @@ from unveil.environment import environment
 Block = Callable[[], float]
 """Does a block of work and answers its rate, units of work per second: more is better, whatever is measured."""
 
+QUIET = 0.5
+"""Load up to which a machine counts as idle."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -73,22 +76,23 @@ def rate(work: Callable[[], object], amount: float, repeats: int = 1) -> float:
     return amount * repeats / (time.perf_counter() - start)
 
 
-def fastest(candidates: Mapping[str, Callable[[], Block]], rounds: int = 3) -> str:
-    """The name of the candidate with the highest median rate.
+def fastest(candidates: Mapping[str, Callable[[], Block]], rounds: int = 4) -> str:
+    """The name of the candidate with the highest rate in any round: disturbances only ever slow a block down.
 
-    Each is built, warmed up by two blocks, measured and dropped before the next, so that they share neither memory nor the
-    compiler's cache of guards. All medians are told on stderr.
+    All are built, warmed up by two blocks each, take turns, and are dropped. Their rates are told on stderr.
     """
-    medians: dict[str, float] = {}
-    for name, build in candidates.items():
-        block = build()
-        for _ in range(2):
-            block()
-        medians[name] = statistics.median(block() for _ in range(rounds))
-        del block
-        torch.compiler.reset()
-        say(f"  candidate: {medians[name]:10,.0f}  {name}")
-    return max(medians, key=medians.__getitem__)
+    blocks = {name: build() for name, build in candidates.items()}
+    for block in blocks.values():
+        block()
+        block()
+    best = dict.fromkeys(blocks, 0.0)
+    for _ in range(rounds):
+        for name, block in blocks.items():
+            best[name] = max(best[name], block())
+    torch.compiler.reset()  # the losers' graphs and guards go with them
+    for name, value in best.items():
+        say(f"  candidate: {value:10,.0f}  {name}")
+    return max(best, key=best.__getitem__)
 
 
 def say(line: str) -> None:
@@ -97,5 +101,9 @@ def say(line: str) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on. ``load`` is the mean number of runnable processes over the last minute, ours included."""
-    return {**environment(), "load": os.getloadavg()[0]}
+    """What the figures are measured on. ``load`` is the mean number of runnable processes over the last minute: asked before a
+    benchmark begins, that of the neighbours. Warns where it disturbs."""
+    load = os.getloadavg()[0]
+    if load > QUIET:
+        say(f"load {load:.1f}: other processes compete for the cores, the figures will be disturbed")
+    return {**environment(), "load": load}

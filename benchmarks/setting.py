@@ -75,7 +75,17 @@ def block(step: Callable[[Packed], None], batches: list[Packed], amount: float, 
     return lambda: rate(once, amount, repeats)
 
 
+def undisturbed(probe: Callable[[], float]) -> float:
+    """The highest of several measurements of the machine by ``training.precision``, each a fraction of a second that a neighbour may
+    spoil; its cache is for one process that trains."""
+    found = []
+    for _ in range(3):
+        precision.matmul_rate.cache_clear()
+        found.append(probe())
+    return max(found)
+
+
 def floor(model: TransformerConfig, size: int, batch: Packed) -> float:
     """Tokens per second of a training step that does nothing but its FLOPs, at the best matrix product measured here."""
-    peak = max(precision.peak_flops(dtype, device()) for dtype in (torch.float32, torch.bfloat16))
+    peak = undisturbed(lambda: max(precision.peak_flops(dtype, device()) for dtype in (torch.float32, torch.bfloat16)))
     return peak / flops(build(model, size), batch)

@@ -208,12 +208,14 @@ class Demo:
 
     run_dir: str = "runs/demo"
     """Where it goes; what is there is gone on with."""
+    minutes: float = 7.5
+    """For everything: the network and the training follow from the machine's speed."""
 
     def run(self, overrides: Overrides) -> None:
         _none(overrides, "demo")
         from unveil.demo import demo
 
-        demo(Path(self.run_dir))
+        demo(Path(self.run_dir), self.minutes)
 
 
 @dataclass(frozen=True)

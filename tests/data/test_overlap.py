@@ -43,6 +43,7 @@ def test_near_copies_are_found_and_others_are_not() -> None:
     assert held.holds(TEXT[1000:5000] + OTHER[:400])
     assert not held.holds(TEXT[:3000] + OTHER[:3000])
     assert not held.holds(OTHER)
+    assert held.holds(OTHER + TEXT + OTHER), "a held-out document inside a training one"
     assert held.holds(b"a short document that is held out")
     assert not held.holds(b"a short document that is held in!")
     assert not HeldOut.of([b"return"]).holds(b"return"), "shorter than a shingle"

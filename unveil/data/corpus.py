@@ -6,6 +6,7 @@ Documents are bytes. What is no UTF-8 is kept as it is.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import sys
@@ -90,19 +91,22 @@ def _library() -> list[Path]:
 
 
 def _python(source: SourceConfig) -> Iterator[Document]:
+    """In the order of a hash of the names: what comes first under a ``limit`` is a fair sample of documentation and library."""
     from pydoc_data.topics import topics
 
-    for name in sorted(topics):
-        yield Document(f"pydoc_data/topics/{name}", topics[name].encode())
     root = Path(sysconfig.get_path("stdlib"))
-    files = _library()
-    if not files:
+    library = {path.relative_to(root).as_posix(): path for path in _library()}
+    if not library:
         raise UserError("data.sources.kind", f"this Python has no library sources in {root}", "use another Python, or give your own text")
-    for path in files:
-        with _readable(path):
-            data = path.read_bytes()
+    documentation = {f"pydoc_data/topics/{name}": text for name, text in topics.items()}
+    for name in sorted([*documentation, *library], key=lambda name: hashlib.blake2b(f"order/{name}".encode()).digest()):
+        if name in documentation:
+            yield Document(name, documentation[name].encode())
+            continue
+        with _readable(library[name]):
+            data = library[name].read_bytes()
         if not any(mark in data for mark in SKIPPED_MARKS):
-            yield Document(path.relative_to(root).as_posix(), data)
+            yield Document(name, data)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ SAMPLED = 8
 SHORT = 256
 """Below this many bytes too few hashes are left to judge by: only equal documents count."""
 NEAR = 0.8
-"""Share of a training document's shingles found in held-out documents from which on it counts as a near-duplicate."""
+"""Share of the shingles in common from which on a training document is a near-duplicate of held-out text."""
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 _BYTES: Hashes = np.random.Generator(np.random.Philox(key=0)).integers(0, 2**64, 256, dtype=np.uint64)
@@ -53,9 +53,10 @@ def _found(wanted: Hashes, among: Hashes) -> float:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """All that is held out: sorted hashes of its shingles and of whole documents."""
+    """All that is held out: the hashes of its shingles, sorted, each with the document it is of, and hashes of whole documents."""
 
     hashes: Hashes
+    owners: np.ndarray[Any, np.dtype[np.int64]]
     whole: Hashes
 
     @staticmethod
@@ -68,21 +69,31 @@ class HeldOut:
                 whole.add(_whole(document))
             if len(document) >= SHORT:
                 parts.append(shingles(document))
-        return HeldOut(np.unique(np.concatenate(parts)), np.array(sorted(whole), dtype=np.uint64))
+        hashes = np.concatenate(parts)
+        order = np.argsort(hashes, kind="stable")
+        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        return HeldOut(hashes[order], owners[order], np.array(sorted(whole), dtype=np.uint64))
 
     def holds(self, document: bytes) -> bool:
-        """Whether a training document equals a held-out one, or at least ``NEAR`` of its shingles are held out."""
+        """Whether a training document equals a held-out one, is found among them, or has one of them in it (``NEAR`` of the shingles)."""
         if len(document) < SHINGLE:
             return False
         if _found(np.array([_whole(document)], dtype=np.uint64), self.whole):
             return True
-        return len(document) >= SHORT and _found(shingles(document), self.hashes) >= NEAR
+        if len(document) < SHORT:
+            return False
+        mine = shingles(document)
+        if _found(mine, self.hashes) >= NEAR:
+            return True
+        sizes = np.bincount(self.owners)
+        shared = np.bincount(self.owners[np.isin(self.hashes, mine)], minlength=len(sizes))
+        return bool((shared >= NEAR * np.maximum(sizes, 1)).any())
 
     def save(self, path: Path) -> None:
         """Write aside and rename."""
         aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with aside.open("wb") as stream:
-            np.savez(stream, hashes=self.hashes, whole=self.whole)
+            np.savez(stream, hashes=self.hashes, owners=self.owners, whole=self.whole)
         aside.replace(path)
 
     @staticmethod
@@ -90,6 +101,6 @@ class HeldOut:
         """Raises UserError where the file is damaged."""
         try:
             with np.load(path) as arrays:
-                return HeldOut(arrays["hashes"], arrays["whole"])
+                return HeldOut(arrays["hashes"], arrays["owners"], arrays["whole"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(str(path), "is damaged", "delete it and run `unveil data prepare` again") from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from unveil.errors import UserError
 
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
 _REMEDY = "delete it and run `unveil data prepare` again"
 
 Array = np.ndarray[Any, Any]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import jinja2
@@ -155,8 +154,3 @@ def _costs(runs: Sequence[RunReport]) -> list[tuple[str, str, list[str]]]:
     named = [run.costs for run in runs]
     keys = {name: meaning for costs in named for name, (meaning, _) in costs.items()}
     return [(name, meaning, [costs[name][1] if name in costs else "" for costs in named]) for name, meaning in keys.items()]
-
-
-def side_by_side(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """Samples of several runs in rows; a run with fewer leaves its cell empty."""
-    return list(zip_longest(*columns, fillvalue=""))
