@@ -51,17 +51,17 @@ GAPS = 32
 SPARE = {"data": 25.0, "training": 50.0, "baselines": 40.0, "infills": 15.0}
 """Seconds of a stage beside the training steps, on two cores: compiling, scoring, compressing."""
 
-NETWORKS = ((384, 8, 6), (256, 6, 4), (192, 5, 3), (128, 4, 2))
+NETWORKS = ((384, 8, 6), (256, 6, 4), (192, 4, 3))
 """Width, depth and heads, largest first."""
 TOKENS_PER_PARAMETER = 5
 """Fewer than the 20 that are best for compute alone (Hoffmann et al. 2022): small networks leave more of a processor idle."""
 UTILISATION = 0.5
 
 RECIPE = AutoregressiveRecipe(
-    data=TextDataConfig(tokenizer=TokenizerConfig(vocabulary=1024), context=512, packing_length=4096),
-    model=TransformerConfig(qk_norm=True),
-    optimizer=OptimizerConfig(kind="muon", lr=4e-3, matrix_lr=0.02, weight_decay=0.05),
-    schedule=ScheduleConfig(kind="wsd", warmup=0.03, decay=0.6, final=0.02),
+    data=TextDataConfig(tokenizer=TokenizerConfig(vocabulary=2048), context=256, packing_length=2048),
+    model=TransformerConfig(qk_norm=True, init="zero-out"),
+    optimizer=OptimizerConfig(kind="muon", lr=3e-3, matrix_lr=0.02),
+    schedule=ScheduleConfig(kind="wsd", decay=0.9, final=0.0),
     training=TrainingConfig(log_every=5, save_every=100, keep=1),
     evaluation=EvaluationConfig(tokens=0, draws=2),
     sampler=NextTokenSamplerConfig(length=192, temperature=0.8),
@@ -150,7 +150,7 @@ def twin(recipe: AutoregressiveRecipe, steps: int) -> DiscreteRecipe:
         schedule=recipe.schedule,
         training=replace(recipe.training, steps=steps, minutes=0.0),
         evaluation=recipe.evaluation,
-        objective=MaskedConfig(weight="flat"),
+        objective=MaskedConfig(weight="flat", t_min=0.1, t_max=0.9),
         sampler=MaskedSamplerConfig(length=recipe.sampler.length, temperature=recipe.sampler.temperature),
     )
 
