@@ -72,6 +72,7 @@ def weights(model: TransformerConfig, size: int) -> Any:
     sampler forbids does not matter."""
     network = setting.build(model, size).eval()
     network.head.weight[-6:] = 0
+    network.compile_decoding()
     return network
 
 

@@ -51,14 +51,14 @@ GAPS = 32
 SPARE = {"data": 25.0, "training": 50.0, "baselines": 40.0, "infills": 15.0}
 """Seconds of a stage beside the training steps, on two cores: compiling, scoring, compressing."""
 
-NETWORKS = ((384, 8, 6), (256, 6, 4), (192, 4, 3))
+NETWORKS = ((384, 8, 6), (256, 6, 4), (192, 4, 3), (128, 4, 2))
 """Width, depth and heads, largest first."""
 TOKENS_PER_PARAMETER = 5
 """Fewer than the 20 that are best for compute alone (Hoffmann et al. 2022): small networks leave more of a processor idle."""
 UTILISATION = 0.5
 
 RECIPE = AutoregressiveRecipe(
-    data=TextDataConfig(tokenizer=TokenizerConfig(vocabulary=2048), context=256, packing_length=2048),
+    data=TextDataConfig(tokenizer=TokenizerConfig(vocabulary=2048), context=256, packing_length=4096),
     model=TransformerConfig(qk_norm=True, init="zero-out"),
     optimizer=OptimizerConfig(kind="muon", lr=3e-3, matrix_lr=0.02),
     schedule=ScheduleConfig(kind="wsd", decay=0.9, final=0.0),
@@ -151,7 +151,8 @@ def twin(recipe: AutoregressiveRecipe, steps: int) -> DiscreteRecipe:
         training=replace(recipe.training, steps=steps, minutes=0.0),
         evaluation=recipe.evaluation,
         objective=MaskedConfig(weight="flat", t_min=0.1, t_max=0.9),
-        sampler=MaskedSamplerConfig(length=recipe.sampler.length, temperature=recipe.sampler.temperature),
+        # from an empty page the surest token is a comma, and then the next one: order by confidence is for infilling
+        sampler=MaskedSamplerConfig(length=recipe.sampler.length, temperature=recipe.sampler.temperature, order="random"),
     )
 
 
@@ -218,7 +219,8 @@ def _with_infills(directory: Path, holes: list[Gap]) -> None:
 def _filled(run: Run, gap: Gap) -> tuple[Filling, TokenTimeline]:
     """The most probable filling, of the truth's length in tokens at the most, and how it came."""
     size = len(run.tokenizer.encode(gap.truth))
-    *_, last = run.sample(infill=f"{gap.before}<mask:{size}>{gap.after}", temperature=0)
+    order = {"order": "confidence"} if isinstance(run.recipe, DiscreteRecipe) else {}
+    *_, last = run.sample(infill=f"{gap.before}<mask:{size}>{gap.after}", temperature=0, **order)
     row = last.rows[0]
     reading = last.canvases[0].reading(len(row.tokens))
     return Filling(gap, last.completion), timeline("A hole in a function, filled", row, run.tokenizer, reading)

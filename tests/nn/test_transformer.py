@@ -57,9 +57,20 @@ def test_a_pack_equals_its_sequences_one_by_one(switches: dict[str, object]) -> 
 
 @pytest.mark.parametrize("switches", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"])
-@torch.no_grad()
 def test_cached_equals_uncached_in_a_ragged_batch(switches: dict[str, object], dtype: torch.dtype, tolerance: float) -> None:
-    network, sequences = _network(dtype, **switches), _sequences(9, 6, 14)
+    _assert_cached_equals_uncached(_network(dtype, **switches), tolerance)
+
+
+@pytest.mark.parametrize("switches", [{}, {"kv_heads": 1, "window": 3}], ids=["plain", "grouped, windowed"])
+def test_a_compiled_decoding_step_is_the_same(switches: dict[str, object]) -> None:
+    network = _network(**switches)
+    network.compile_decoding(backend="aot_eager")
+    _assert_cached_equals_uncached(network, 1e-12)
+
+
+@torch.no_grad()
+def _assert_cached_equals_uncached(network: Transformer, tolerance: float) -> None:
+    sequences = _sequences(9, 6, 14)
     whole = [network(Packed.of([s])) for s in sequences]
     prompts = [4, 1, 9]
     cache = network.new_cache(3, 5)  # too small: it has to grow

@@ -212,9 +212,15 @@ class Transformer(nn.Module):
             x_BD = block.decode(x_BD, by, k, v, slots)  # type: ignore[operator]
         return self.norm(x_BD)
 
-    def compile_decoding(self) -> None:
-        """Compile a decoding step as a whole. It takes some tens of seconds, so it pays for a server or a long run of samples."""
-        self._compiled_decode = torch.compile(self._decode)
+    def compile_decoding(self, backend: str = "inductor") -> None:
+        """Compile a decoding step as a whole. It takes some tens of seconds, so it pays for a server or a long run of samples.
+
+        The matrices are laid out anew, input rows first: products with few rows read them faster so on a CPU. Values do not change.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.weight.data = module.weight.data.T.contiguous().T
+        self._compiled_decode = torch.compile(self._decode, backend=backend)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""
