@@ -219,8 +219,9 @@ def _with_infills(directory: Path, holes: list[Gap]) -> None:
 def _filled(run: Run, gap: Gap) -> tuple[Filling, TokenTimeline]:
     """The most probable filling, of the truth's length in tokens at the most, and how it came."""
     size = len(run.tokenizer.encode(gap.truth))
-    order = {"order": "confidence"} if isinstance(run.recipe, DiscreteRecipe) else {}
-    *_, last = run.sample(infill=f"{gap.before}<mask:{size}>{gap.after}", temperature=0, **order)
+    if isinstance(run.recipe, DiscreteRecipe):
+        run = run.with_sampler(order="confidence")
+    *_, last = run.sample(infill=f"{gap.before}<mask:{size}>{gap.after}", temperature=0)
     row = last.rows[0]
     reading = last.canvases[0].reading(len(row.tokens))
     return Filling(gap, last.completion), timeline("A hole in a function, filled", row, run.tokenizer, reading)
