@@ -25,10 +25,14 @@ _EAGER_UTILISATION = 0.3
 
 
 def flops(model: nn.Module, batch: Any) -> float:
-    """Floating-point operations of a forward and backward pass per token of ``batch``.
+    """Floating-point operations of a forward and backward pass per token of ``batch``, or per image.
 
-    By the network's own ``flops_per_token(context)``, where a token sees ``context`` keys on average; else 6 per parameter.
+    By the network's own ``flops_per_sample()``, or ``flops_per_token(context)``, where a token sees ``context`` keys on average; else 6 per
+    parameter.
     """
+    whole: Callable[[], float] | None = getattr(model, "flops_per_sample", None)
+    if whole is not None:
+        return whole()
     own: Callable[[float], float] | None = getattr(model, "flops_per_token", None)
     if own is None:
         return 6.0 * sum(p.numel() for p in model.parameters())

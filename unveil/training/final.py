@@ -22,7 +22,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 def write(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
     """Write the weights as they are now and ``config`` with the format version.
 
-    ``config`` is what ``read_config`` will give back: JSON-able, ``vocabulary`` (the number of tokens) among its keys.
+    ``config`` is what ``read_config`` will give back: JSON-able, for a text model ``vocabulary`` (the number of tokens) among its keys.
     """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}.partial"
@@ -32,7 +32,7 @@ def write(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``. Raises UserError if it is missing, no JSON object, of another format version, or names no vocabulary."""
+    """``config.json``. Raises UserError if it is missing, no JSON object, of another format version, or its vocabulary no number."""
     path = folder / CONFIG
     remedy = "export the run again: resume it, or copy final/ from where it was trained"
     try:
@@ -41,8 +41,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(str(path), "is missing", remedy) from e
     except ValueError as e:
         raise UserError(str(path), "is corrupted: no JSON", remedy) from e
-    if not isinstance(config, dict) or not isinstance(config.get("vocabulary"), int):
-        raise UserError(str(path), "is corrupted: 'vocabulary', a number of tokens, is not in it", remedy)
+    if not isinstance(config, dict) or not isinstance(config.get("vocabulary", 0), int):
+        raise UserError(str(path), "is corrupted: 'vocabulary' in it is no number of tokens", remedy)
     if config.get("format_version") != FORMAT_VERSION:
         problem = f"has format version {config.get('format_version')}, this unveil reads {FORMAT_VERSION}"
         raise UserError(str(path), problem, "use the unveil that wrote it")
@@ -51,9 +51,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check_tokenizer(folder: Path, tokenizer: Path | str, size: int) -> None:
     """Raise a UserError unless ``tokenizer`` (named for the message) has as many tokens as the network of ``folder``."""
-    wanted = read_config(folder)["vocabulary"]
+    wanted = read_config(folder).get("vocabulary")
     if size != wanted:
-        problem = f"has {size} tokens, the network of {folder} has {wanted}"
+        problem = f"has {size} tokens, the network of {folder} has {wanted}" if wanted else f"the network of {folder} names no vocabulary"
         raise UserError(str(tokenizer), problem, "use the tokenizer.json that it was trained with")
 
 

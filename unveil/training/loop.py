@@ -15,6 +15,8 @@ from unveil.config import Recipe
 from unveil.errors import UserError
 from unveil.family import Family, Noise
 from unveil.training import budget, checkpoint, determinism, lr, precision
+from unveil.training.allocator import keep_freed_memory
+from unveil.training.compiler import drop_torn_libraries
 from unveil.training.ema import Average
 from unveil.training.guard import Guard
 from unveil.training.interrupt import Interrupt, Interrupted
@@ -41,7 +43,7 @@ class Trainer:
     Args:
         family: gives the terms of the loss and their denominators.
         model: on its device; its weights are what training starts from.
-        loader: this rank's micro-batches; each has ``to``, ``tokens_T`` and ``sample_ids_N``.
+        loader: this rank's micro-batches; each has ``to``, ``size`` (tokens, images) and ``sample_ids_N``.
         recipe: the sections every family has.
         directory: of the run.
         evaluate: names to values, lower is better for the first; called with the averaged weights, in evaluation mode, on every rank.
@@ -130,6 +132,7 @@ class Trainer:
     # the beginning of a run
 
     def _begin(self, resume: bool) -> None:
+        keep_freed_memory()
         found = checkpoint.steps(self.checkpoints)
         if found and not resume:
             raise UserError(str(self.directory), f"holds a run at step {found[-1]}", "go on with --resume or choose another directory")
@@ -145,6 +148,7 @@ class Trainer:
         pays = chosen["compiled"] if chosen else budget.compiles(self._config, self._flops_per_step, self._peak)
         self.compiled = self.world.any(pays)
         if self.compiled:
+            drop_torn_libraries()
             getattr(self.model, "compile_blocks", self.model.compile)()
         self.model.train()
         if loaded:
@@ -180,7 +184,7 @@ class Trainer:
         state = self.loader.state_dict()
         batch, _ = next(self.loader)
         self.loader.load_state_dict(state)
-        return budget.flops(self.model, batch) * len(batch.tokens_T) * self._config.packs / self.world.size
+        return budget.flops(self.model, batch) * batch.size * self._config.packs / self.world.size
 
     def _peak(self) -> float:
         return precision.peak_flops(self.dtype, self.device)

@@ -66,7 +66,7 @@ class Update:
         """Every term's denominator over the step, and its tokens."""
         own: dict[str, float] = {"": 0.0}  # the tokens travel with the denominators
         for batch, noise in micro:
-            own[""] += len(batch.tokens_T)
+            own[""] += batch.size
             for name, value in self.family.targets(batch, noise).items():
                 own[name] = own.get(name, 0.0) + value
         total = self.world.sum(own)
