@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosines and signed sines of a pack's positions, ``[T, 1, E]``, computed once and used by every layer."""
+    """Cosines and signed sines of a pack's positions, ``[T, 1, 2, E/2]``, computed once and used by every layer."""
 
     cos: Tensor
     sin: Tensor
@@ -21,9 +21,11 @@ def rotation(positions_T: Tensor, head_width: int, theta: float, dtype: torch.dt
     exponents = torch.arange(0, head_width, 2, device=positions_T.device, dtype=torch.float64) / head_width
     angles = positions_T.to(wide)[:, None, None] * (theta**-exponents).to(wide)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return Rotation(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+    return Rotation(torch.stack((cos, cos), dim=-2), torch.stack((-sin, sin), dim=-2))
 
 
 def rotate(x_TNE: Tensor, by: Rotation) -> Tensor:
     """Turn each pair (i, i + E/2) of every head by its position's angle."""
-    return torch.addcmul(x_TNE * by.cos, x_TNE.roll(x_TNE.shape[-1] // 2, -1), by.sin)
+    # the two halves as a dimension of their own: a compiler reads runs of E/2 this way, where it gathers single values for a roll
+    x = x_TNE.unflatten(-1, (2, -1))
+    return torch.addcmul(x * by.cos, x.flip(-2), by.sin).flatten(-2)
