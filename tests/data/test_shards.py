@@ -61,6 +61,21 @@ def test_the_result_is_the_same_with_processes_and_after_an_interruption(
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == files, "a deleted shard is made again"
 
 
+def test_a_script_without_a_main_guard_prepares_in_processes(corpus: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from unveil.config import SourceConfig, TextDataConfig, TokenizerConfig\n"
+        "from unveil.data import shards\n"
+        "shards.SHARD_BYTES = 1 << 14\n"
+        f"source = SourceConfig(kind='text', path={str(corpus)!r})\n"
+        f"config = TextDataConfig(sources=(source,), tokenizer=TokenizerConfig(kind='bytes'), cache={str(tmp_path / 'cache')!r})\n"
+        "print(len(shards.prepare(config, workers=2).splits['train'][0]))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) > 40
+
+
 def test_whatever_shapes_the_shards_changes_their_folder(config: TextDataConfig, prepared: Prepared) -> None:
     assert prepare(replace(config, context=32, packing_length=256, workers=3)).folder == prepared.folder
     changes = [

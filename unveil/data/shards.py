@@ -10,18 +10,21 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from unveil.config import SourceConfig, TextDataConfig
+from unveil.data.columns import cache_folder
 from unveil.data.corpus import documents, fingerprint
 from unveil.data.overlap import HeldOut
 from unveil.data.split import SPLITS, Part, Split, by_document, by_tail
@@ -73,11 +76,6 @@ class _Work(NamedTuple):
     dropped: list[bool]
     split: Split
     target: Path
-
-
-def cache_folder(config: TextDataConfig) -> Path:
-    """``data.cache``, else the environment's ``UNVEIL_CACHE``, else ``~/.cache/unveil``."""
-    return Path(config.cache or os.environ.get("UNVEIL_CACHE") or "~/.cache/unveil").expanduser()
 
 
 def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None = None) -> Prepared:
@@ -215,6 +213,7 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
     with ExitStack() as stack:
         pool: Executor | None = None
         if workers > 1 and len(raws) > 1:
+            stack.enter_context(_without_main())
             pool = ProcessPoolExecutor(min(workers, len(raws)), get_context("spawn"), _start_worker)
             stack.callback(pool.shutdown, cancel_futures=True)
         checked = list(_each(pool, _check, [(raw, config, held_out) for raw in raws], "comparing", report))
@@ -237,6 +236,17 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
         if share and not any(shards[split]):
             raise UserError(f"data.{split}", f"{share} of this text is less than a character", "raise it or set it to 0")
     _write_json(folder / "prepared.json", {**shards, "near_duplicates": sum(sum(one.dropped) for one in checked)})
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module: workers need nothing of it, and to import it again would run a script that has no ``__main__`` guard."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _tokenizer_text(config: TextDataConfig, raws: Sequence[_Raw], checked: Sequence[_Checked]) -> Iterator[bytes]:
