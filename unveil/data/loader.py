@@ -1,21 +1,19 @@
-"""Batches: packs of training pieces with their noise, and held-out text in order.
+"""Batches of text: packs of training pieces with their noise, and held-out text in order.
 
-A pack is a pure function of the recipe, the seed and its number in one global order. Workers only build ahead of time, and a rank
-takes every ``world``-th pack.
+A pack is a pure function of the recipe, the seed and its number in one global order; see ``unveil.data.ahead``.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from unveil.config import TextDataConfig
+from unveil.data.ahead import Ahead, Noising, State
 from unveil.data.noise import generator
 from unveil.data.packing import OPEN, SMALLEST, Packer, count_pieces, piece
 from unveil.data.shards import Prepared
@@ -27,17 +25,9 @@ from unveil.nn.packed import Packed
 from unveil.text.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
-State = dict[str, Any]
 
 BOUNDARIES = 32
 """``cu_seqlens`` is filled up to a multiple of this many entries, so that few shapes occur."""
-
-
-class Noising(Protocol):
-    """What the loader asks of a family; see ``unveil.family.Family``."""
-
-    def transform(self, tokens: Array, rng: np.random.Generator) -> Array: ...
-    def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, Array]: ...
 
 
 class _Sample(NamedTuple):
@@ -45,21 +35,11 @@ class _Sample(NamedTuple):
     tokens: Array
 
 
-class _Built(NamedTuple):
-    """A batch on its way out of a worker, and the state after it."""
-
-    sequences: list[Array]
-    sample_ids: list[int]
-    noise: dict[str, Array]
-    state: State
-
-
-class Loader:
+class Loader(Ahead[Packed]):
     """Micro-batches ``(Packed, noise)`` without end, for one rank.
 
     ``noise`` holds what the family drew: per sequence ``[N]`` or per token ``[T]``. In a pack the sequences stand by length, then
-    by sample id. ``state_dict`` is what to go on from after the last batch handed out, however far workers have built ahead; it
-    is the same on every rank at the same number of batches. ``config.workers`` processes build ahead.
+    by sample id. ``config.workers`` processes build ahead.
     """
 
     def __init__(
@@ -71,49 +51,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} of {world}")
-        self._workers = config.workers
-        self._plan = _Plan(prepared, config, seed, family, rank, world)
-        self._state = self._plan.planner().state()
-        self._batches: Iterator[_Built] | None = None
-
-    def __iter__(self) -> Loader:
-        return self
-
-    def __next__(self) -> tuple[Packed, dict[str, Tensor]]:
-        if self._batches is None:
-            self._batches = self._start()
-        built = next(self._batches)
-        self._state = built.state
-        return _packed(built.sequences, built.sample_ids), {k: torch.from_numpy(v) for k, v in built.noise.items()}
-
-    def state_dict(self) -> State:
-        """JSON-able: stream positions, open packs, and what they belong to."""
-        return {**self._state, "shape": self._plan.shape()}
-
-    def load_state_dict(self, state: State) -> None:
-        """Go on after the batch at which ``state`` was taken. Raises UserError where it belongs to other data or another cutting."""
-        if state.get("shape") != self._plan.shape():
-            problem = "the checkpoint was made with other data, another context or another packing"
-            raise UserError("data", problem, "resume with the recipe and the corpus of the run")
-        self._state = {k: v for k, v in state.items() if k != "shape"}
-        self._batches = None
-
-    def _start(self) -> Iterator[_Built]:
-        dataset = _Batches(self._plan, self._state)
-        if not self._workers:
-            return iter(dataset)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self._workers,
-            collate_fn=_as_is,
-            worker_init_fn=_start_worker,
-            # its own generator: the default one belongs to the training and is not to move with the number of workers
-            generator=torch.Generator(),
-        )
-        return iter(loader)
+        super().__init__(_Plan(prepared, config, seed, family, rank, world), config.workers)
 
 
 class _Plan:
@@ -142,14 +80,17 @@ class _Plan:
             raise ValueError(f"the family made {len(tokens)} tokens of a sequence: wanted {SMALLEST}..{self.config.context}")
         return _Sample(origin, tokens)
 
-    def build(self, samples: Sequence[_Sample], state: State) -> _Built:
+    def build(self, samples: Sequence[_Sample]) -> tuple[tuple[list[Array], list[int]], dict[str, Array]]:
         ordered = sorted(samples, key=lambda s: (len(s.tokens), s.piece.sample_id))
         draws = []
         for origin, tokens in ordered:
             rng = generator(self.seed, origin.epoch, origin.sample_id, "draw")
             draws.append(self.family.draw(origin.sample_id, origin.epoch, len(tokens), rng))
         noise = {name: np.concatenate([d[name] for d in draws]) for name in draws[0]}
-        return _Built([s.tokens for s in ordered], [s.piece.sample_id for s in ordered], noise, state)
+        return ([s.tokens for s in ordered], [s.piece.sample_id for s in ordered]), noise
+
+    def finish(self, content: tuple[list[Array], list[int]]) -> Packed:
+        return _packed(*content)
 
 
 class _Planner:
@@ -162,7 +103,7 @@ class _Planner:
         self._packer: Packer[_Sample] = Packer(config.packing_length, OPEN[config.packing])
         self._finished: list[list[_Sample]] = []
 
-    def next_pack(self) -> list[_Sample]:
+    def next(self) -> list[_Sample]:
         while not self._finished:
             sample = self._plan.sample(next(self._stream))
             self._finished += self._packer.add(len(sample.tokens), sample)
@@ -180,34 +121,6 @@ class _Planner:
             [(order, [(len(s.tokens), s) for s in (self._plan.sample(Piece(*p)) for p in pieces)]) for order, pieces in state["open"]],
             state["opened"],
         )
-
-
-class _Batches(IterableDataset[_Built]):
-    """Every worker plans all packs, which is cheap and keeps them in one order, and builds its own share."""
-
-    def __init__(self, plan: _Plan, state: State) -> None:
-        self._plan, self._state = plan, state
-
-    def __iter__(self) -> Iterator[_Built]:
-        info = get_worker_info()
-        mine, workers = (info.id, info.num_workers) if info else (0, 1)
-        planner = self._plan.planner()
-        planner.restore(self._state)
-        turn = 0
-        while True:
-            packs = [planner.next_pack() for _ in range(self._plan.world)]
-            if turn % workers == mine:
-                yield self._plan.build(packs[self._plan.rank], planner.state())
-            turn += 1
-
-
-def _as_is(built: Any) -> Any:
-    return built
-
-
-def _start_worker(index: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer answers both, and then ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _sequence(store: TokenStore, vocabulary: Vocabulary, document: int, start: int, stop: int, ends: bool) -> Array:

@@ -5,9 +5,6 @@ The same file holds a corpus as it was read (its tokens are bytes) and as a toke
 
 from __future__ import annotations
 
-import contextlib
-import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from unveil.errors import UserError
+from unveil.data.columns import read_columns, write_columns
 
 SHARD_FORMAT = 2
-_REMEDY = "delete it and run `unveil data prepare` again"
 
 Array = np.ndarray[Any, Any]
 
@@ -47,55 +43,21 @@ def write_shard(path: Path, entries: Sequence[Entry], dtype: type[np.unsignedint
     """Write one file, aside first and then renamed: under its name it is always whole. ``key`` says what shaped it."""
     offsets = np.concatenate([[0], np.cumsum([len(e.tokens) for e in entries])]).astype(np.int64)
     tokens = np.concatenate([np.zeros(0, dtype), *(e.tokens for e in entries)]).astype(dtype)
-    source_bytes = np.array([e.source_bytes for e in entries], dtype=np.int64)
-    ends = np.array([e.ends for e in entries], dtype=np.uint8)
-    names = pa.array([e.name for e in entries], pa.large_string())
-    shard = Shard(names, tokens, offsets, source_bytes, ends)
-    arrays = [names, pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)), pa.array(source_bytes), pa.array(ends)]
-    metadata = {"unveil.format": str(SHARD_FORMAT), "unveil.key": key, "unveil.crc32": str(_checksum(shard))}
-    table = pa.record_batch(arrays, names=["name", "tokens", "source_bytes", "ends"])
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as writer:
-            writer.write_batch(table.replace_schema_metadata(metadata))
-        aside.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+    columns = {
+        "name": pa.array([e.name for e in entries], pa.large_string()),
+        "tokens": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
+        "source_bytes": pa.array(np.array([e.source_bytes for e in entries], dtype=np.int64)),
+        "ends": pa.array(np.array([e.ends for e in entries], dtype=np.uint8)),
+    }
+    write_columns(path, columns, SHARD_FORMAT, key)
 
 
 def read_shard(path: Path, key: str) -> Shard:
     """Map one file and check it. Raises UserError where it is missing, truncated, corrupted or of another format or key."""
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
-        metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
-        if metadata.get("unveil.format") != str(SHARD_FORMAT):
-            found = metadata.get("unveil.format", "none")
-            raise UserError(str(path), f"has shard format {found}, this unveil reads {SHARD_FORMAT}", _REMEDY)
-        if metadata.get("unveil.key") != key:
-            raise UserError(str(path), "was made from other data or settings than its folder says", _REMEDY)
-        batch = reader.get_batch(0)
-        batch.validate(full=True)
-        lists, ends = batch.column("tokens"), batch.column("ends")
-        shard = Shard(
-            batch.column("name"),
-            lists.values.to_numpy(zero_copy_only=True),
-            lists.offsets.to_numpy(zero_copy_only=True),
-            batch.column("source_bytes").to_numpy(zero_copy_only=True),
-            ends.to_numpy(zero_copy_only=True),
-        )
-    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
-        raise UserError(str(path), f"is truncated or damaged ({(str(error) or 'empty').splitlines()[0]})", _REMEDY) from error
-    if str(_checksum(shard)) != metadata.get("unveil.crc32"):
-        raise UserError(str(path), "is corrupted: its checksum does not match", _REMEDY)
-    return shard
-
-
-def _checksum(shard: Shard) -> int:
-    value = zlib.crc32("\0".join(shard.names.to_pylist()).encode("utf-8", "surrogatepass"))
-    for column in shard[1:]:
-        value = zlib.crc32(np.ascontiguousarray(column).data, value)
-    return value
+    columns = read_columns(path, ("name", "tokens", "source_bytes", "ends"), SHARD_FORMAT, key)
+    lists = columns["tokens"]
+    mapped = (lists.values, lists.offsets, columns["source_bytes"], columns["ends"])
+    return Shard(columns["name"], *(column.to_numpy(zero_copy_only=True) for column in mapped))
 
 
 class TokenStore:

@@ -59,7 +59,9 @@ class Evidence:
                 costs=data["costs"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(str(path), f"not readable as evidence of a run ({error})", "delete it; `unveil train --resume` on the run writes it again") from None
+            raise UserError(
+                str(path), f"not readable as evidence of a run ({error})", "delete it; `unveil train --resume` on the run writes it again"
+            ) from None
 
 
 def _plain(value: Any) -> Any:
