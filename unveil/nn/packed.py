@@ -43,6 +43,11 @@ class Packed:
         )
 
     @property
+    def size(self) -> int:
+        """What the trainer counts: tokens."""
+        return len(self.tokens_T)
+
+    @property
     def lengths(self) -> list[int]:
         """Lengths of the sequences, on the host."""
         bounds = self.cu_seqlens.tolist()
