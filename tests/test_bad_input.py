@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
@@ -28,12 +29,13 @@ FEW_STEPS = ["--training.steps", "4", "--training.save-every", "2"]
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of its own for a case, with a text and copies of two finished runs."""
+    """A folder of its own for a case, with a text and copies of three finished runs."""
 
     folder: Path
     text: Path
     run: Path
     ar: Path
+    images: Path
 
     def write(self, name: str, content: str | bytes) -> str:
         path = self.folder / name
@@ -79,6 +81,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tree["data"] |= {"sources": [{"kind": "text", "path": str(text), "documents": "paragraph"}]}  # type: ignore[operator]
         tree["training"] = {"steps": 4, "save_every": 2, "log_every": 2, "dtype": "float32", "compile": "off"}
         unveil.train(recipes.parse(tree), folder / name, console=False)
+    tree = {"family": "gaussian", "model": {"channels": [8], "attention": ["none"], "layers": 1, "groups": 4, "head_width": 8}}
+    tree |= {"data": {"limit": 30, "batch": 8, "cache": str(folder / "cache")}, "sampler": {"steps": 3}}
+    tree["training"] = {"steps": 2, "log_every": 2, "dtype": "float32", "compile": "off"}
+    unveil.train(recipes.parse(tree), folder / "images", console=False)
     return folder
 
 
@@ -86,9 +92,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
-    for name in ("run", "ar"):
+    for name in ("run", "ar", "images"):
         shutil.copytree(trained / name, tmp_path / name)
-    return Place(tmp_path, trained / "text.txt", tmp_path / "run", tmp_path / "ar")
+    return Place(tmp_path, trained / "text.txt", tmp_path / "run", tmp_path / "ar", tmp_path / "images")
 
 
 class Hostile:
@@ -156,6 +162,20 @@ def _newer(p: Place) -> list[str]:
 
 def _train(p: Place, *more: str) -> list[str]:
     return ["train", "tiny", "--data", str(p.text), "--data.split", "tail", "--run-dir", str(p.folder / "new"), *more]
+
+
+def _photos(p: Place, *sizes: tuple[str, tuple[int, int]], corrupt: bool = False) -> list[str]:
+    """Train on a folder of such images; the first is a.png."""
+    (p.folder / "photos").mkdir()
+    for name, (mode, size) in zip("abc", sizes, strict=False):
+        Image.new(mode, size).save(p.folder / "photos" / f"{name}.png")
+    if corrupt:
+        p.write("photos/z.png", b"no image")
+    return ["train", "edm-digits", "--data", str(p.folder / "photos"), "--run-dir", str(p.folder / "new")]
+
+
+def _draw(p: Place, *more: str) -> list[str]:
+    return ["sample", str(p.images), *more]
 
 
 Args = Callable[[Place], list[str]]
@@ -231,6 +251,60 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "unknown sampler setting": (lambda p: ["sample", str(p.run), "--sampler.stepz", "3"], ("sampler.stepz", "did you mean 'steps'")),
     "setting that training fixed": (lambda p: ["sample", str(p.run), "--model.width", "3"], ("--model.width", "sampler")),
     "split that was not held out": (lambda p: ["evaluate", str(p.run), "--split", "test"], ("data.test", "0", "above 0")),
+    "images of mixed sizes": (lambda p: _photos(p, ("L", (8, 8)), ("L", (9, 8))), ("b.png", "9 x 8", "8 x 8", "data.size")),
+    "images of mixed modes": (lambda p: _photos(p, ("L", (8, 8)), ("RGB", (8, 8))), ("b.png", "RGB", "grey", "data.mode")),
+    "images of a strange mode": (lambda p: _photos(p, ("RGBA", (8, 8))), ("a.png", "RGBA", "data.mode")),
+    "corrupt image among many": (
+        lambda p: _photos(p, ("L", (8, 8)), corrupt=True),
+        ("z.png", "cannot be read", "--data.skip-corrupt true"),
+    ),
+    "images that are not there": (lambda p: ["train", "edm-mnist"], ("data.path", "empty", "give")),
+    "noise predicted where no signal is left": (
+        lambda p: ["train", "ddpm-digits", "--objective.path.zero-terminal-snr", "true"],
+        ("predicts", "'eps'", "zero terminal SNR", "predict v"),
+    ),
+    "bound of a path that is no table": (
+        lambda p: ["train", "edm-digits", "--objective.weighting", "vlb"],
+        ("objective.weighting", "'vlb'", "'edm'", "ddpm"),
+    ),
+    "network that does not fit its groups": (lambda p: ["train", "edm-digits", "--model.groups", "24"], ("model.groups", "24", "divisor")),
+    "network that does not fit its heads": (
+        lambda p: ["train", "edm-digits", "--model.head-width", "24"],
+        ("model.head_width", "24", "divisor"),
+    ),
+    "unknown solver": (lambda p: _draw(p, "--sampler.kind", "hein"), ("sampler.kind", "'hein'", "did you mean 'heun'")),
+    "grid that leaves the path": (lambda p: _draw(p, "--sampler.n-max", "1000"), ("sampler.grid", "1000", "0.002 to 80", "stay within")),
+    "grid that is not monotone": (
+        lambda p: _draw(p, "--sampler.grid", "iddpm", "--sampler.steps", "3000"),
+        ("sampler.grid", "not monotone", "strictly decreasing"),
+    ),
+    "too few steps for a solver": (
+        lambda p: _draw(p, "--sampler.kind", "dpmpp-3m", "--sampler.steps", "1"),
+        ("sampler.steps", "'dpmpp-3m'", "got 1", "more steps"),
+    ),
+    "eta outside its range": (
+        lambda p: _draw(p, "--sampler.kind", "ddim", "--sampler.eta", "1.5"),
+        ("sampler.eta", "1.5", "'ddim'", "from 0 to 1"),
+    ),
+    "guidance of an unconditional model": (lambda p: _draw(p, "--sampler.guidance", "2"), ("sampler.guidance", "unconditional", "at 1")),
+    "class of an unconditional model": (lambda p: _draw(p, "--label", "3"), ("label", "'3'", "--objective.conditional true")),
+    "hole outside the image": (
+        lambda p: _draw(p, "--inpaint", "0", "--hole", "4,0,9,8", "--sampler.kind", "ancestral"),
+        ("--hole", "4,0,9,8", "8 x 8", "within"),
+    ),
+    "inpainting without noise": (lambda p: _draw(p, "--inpaint", "0", "--hole", "4,0,8,8"), ("'heun' cannot inpaint", "ancestral")),
+    "prompt for images": (lambda p: _draw(p, "--prompt", "a cat"), ("--prompt", "images", "leave it out")),
+    "class for a text": (lambda p: ["sample", str(p.run), "--label", "3"], ("--label", "text", "leave it out")),
+    "talk with images": (lambda p: ["chat", str(p.images)], ("images", "run of text")),
+    "evaluations that are no numbers": (lambda p: ["evaluate", str(p.images), "--nfe", "5;10"], ("--nfe", "'5;10'", "commas")),
+    "evaluations too few for a solver": (
+        lambda p: ["evaluate", str(p.images), "--nfe", "1", "--solvers", "dpmpp-3m"],
+        ("sampler.steps", "'dpmpp-3m'", "more steps"),
+    ),
+    "weights of inception that are none": (
+        lambda p: ["evaluate", str(p.images), "--inception", p.write("i.pt", b"x")],
+        ("--inception", "i.pt", "TorchScript"),
+    ),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),
 }
 

@@ -28,7 +28,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``notes`` and the two runs that the README speaks of, small ones."""
+    """A folder with ``notes`` and the runs that the README speaks of, small ones."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "notes").mkdir()
     for i in range(60):
@@ -39,6 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small |= {"training.steps": "3", "training.compile": "off", "training.dtype": "float32", "evaluation.tokens": "512"}
         recipe = recipes.with_overrides(recipes.with_data(recipes.load(name), str(folder / "notes")), small.items())
         unveil.train(recipe, folder / "runs" / name, console=False)
+    tiny = {"model.channels": "[8]", "model.attention": '["none"]', "model.groups": "4", "model.head-width": "8", "data.batch": "8"}
+    tiny |= {"training.steps": "2", "training.compile": "off", "training.dtype": "float32", "training.evaluate-every": "0"}
+    tiny |= {"data.limit": "60", "data.cache": str(folder / "cache"), "evaluation.tokens": "2", "evaluation.draws": "1"}
+    tiny |= {"evaluation.samples": "8", "sampler.steps": "4"}
+    unveil.train(recipes.with_overrides(recipes.load("edm-digits"), tiny.items()), folder / "runs" / "edm-digits", console=False)
     return folder
 
 
@@ -61,6 +66,7 @@ def test_a_command_on_a_run_does_its_work(
     args: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setattr("unveil.evaluation.features.STEPS", 20)
     cli.main(args)
     assert capsys.readouterr().out.strip()
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from itertools import count
 
 from unveil.errors import UserError
-from unveil.run import Run
 from unveil.text.chat import ChatTemplate, Message, chat_template
+from unveil.text_run import TextRun
 from unveil.watch import printable
 
 MINIMUM = 16
 """Tokens that an answer needs at the least, where the sampler may write as many."""
 
 
-def talk(run: Run, seed: int = 0, ask: Callable[[str], str] = input, say: Callable[[str], None] = print) -> None:
+def talk(run: TextRun, seed: int = 0, ask: Callable[[str], str] = input, say: Callable[[str], None] = print) -> None:
     """Read turns from ``ask`` and answer through ``say`` until an empty line or the end of the input. Turn i has seed ``seed + i``."""
     template, messages = chat_template(run.folder), list[Message]()
     for turn in count(seed):
@@ -25,7 +25,7 @@ def talk(run: Run, seed: int = 0, ask: Callable[[str], str] = input, say: Callab
         say(printable(messages[-1]["content"]))
 
 
-def reply(run: Run, template: ChatTemplate, messages: list[Message], seed: int) -> str:
+def reply(run: TextRun, template: ChatTemplate, messages: list[Message], seed: int) -> str:
     """The model's next turn. Drops the oldest turns from ``messages`` (never a system message) until the rest leaves room to answer.
 
     Raises UserError where the last message alone is too long.

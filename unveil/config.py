@@ -7,25 +7,21 @@ A recipe is one family's choice of these sections. A default appears here and no
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
+
+from unveil.config_images import AugmentConfig as AugmentConfig
+from unveil.config_images import ConditionConfig as ConditionConfig
+from unveil.config_images import DiTConfig as DiTConfig
+from unveil.config_images import GaussianConfig as GaussianConfig
+from unveil.config_images import GaussianSamplerConfig as GaussianSamplerConfig
+from unveil.config_images import ImageDataConfig as ImageDataConfig
+from unveil.config_images import PathConfig as PathConfig
+from unveil.config_images import UNetConfig as UNetConfig
+from unveil.ranges import Count, Natural, NonNegative, Positive, Share
+from unveil.ranges import Range as Range
 
 FORMAT_VERSION = 1
 """Of run directories: rises when an older ``unveil`` could not read a newer one's."""
-
-
-class Range(NamedTuple):
-    """What a number may be: ``low <= value <= high``, or ``low < value`` where the bound itself is left out."""
-
-    low: float
-    high: float = float("inf")
-    open: bool = False
-
-
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-Share = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(0, open=True)]
-NonNegative = Annotated[float, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +192,9 @@ class TrainingConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     tokens: Natural = 65536
-    """Held-out tokens scored during the run; 0 scores all."""
+    """Held-out tokens (or images) scored during the run; 0 scores all."""
+    samples: Natural = 0
+    """Images generated for the Frechet distance when a run is evaluated; 0 takes as many as there are to compare with."""
     draws: Count = 1
     """Monte-Carlo draws per sequence for bounds."""
 
@@ -231,5 +229,19 @@ class DiscreteRecipe(Recipe):
     sampler: MaskedSamplerConfig = field(default_factory=MaskedSamplerConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GaussianRecipe(Recipe):
+    family: str = "gaussian"
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    model: UNetConfig | DiTConfig = field(default_factory=UNetConfig)
+    objective: GaussianConfig = field(default_factory=GaussianConfig)
+    sampler: GaussianSamplerConfig = field(default_factory=GaussianSamplerConfig)
+
+
 TextRecipe = AutoregressiveRecipe | DiscreteRecipe
-RECIPES: dict[str, type[AutoregressiveRecipe] | type[DiscreteRecipe]] = {"autoregressive": AutoregressiveRecipe, "discrete": DiscreteRecipe}
+AnyRecipe = TextRecipe | GaussianRecipe
+RECIPES: dict[str, type[AutoregressiveRecipe] | type[DiscreteRecipe] | type[GaussianRecipe]] = {
+    "autoregressive": AutoregressiveRecipe,
+    "discrete": DiscreteRecipe,
+    "gaussian": GaussianRecipe,
+}

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from unveil.config import TextDataConfig
+from unveil.config import ImageDataConfig, TextDataConfig
 from unveil.data.inspection import inspect
+from unveil.data.pixels import PreparedImages, prepare_images
 from unveil.data.shards import Prepared, prepare
 
 
 def prepared(config: TextDataConfig, workers: int = 0, shown: bool = True) -> Prepared:
     """``data.shards.prepare`` under a progress bar on a terminal; 0 workers are one per core. Raises UserError as it does."""
+    with _progress(shown) as progress:
+        return prepare(config, workers or os.cpu_count() or 1, progress)
+
+
+def prepared_images(config: ImageDataConfig, shown: bool = True) -> PreparedImages:
+    """``data.pixels.prepare_images`` likewise."""
+    with _progress(shown) as progress:
+        return prepare_images(config, progress)
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     console = Console(stderr=True, quiet=not shown)
     columns = (
         TextColumn("{task.description}"),
@@ -33,7 +48,24 @@ def prepared(config: TextDataConfig, workers: int = 0, shown: bool = True) -> Pr
                 tasks[stage] = bar.add_task(stage, total=total or None)
             bar.update(tasks[stage], completed=done, total=total or None)
 
-        return prepare(config, workers or os.cpu_count() or 1, progress)
+        yield progress
+
+
+def described_images(data: PreparedImages) -> Iterator[tuple[str, str]]:
+    """Name and finding: images by part, their shape, classes and levels, what was skipped."""
+    (channels, height, width), store = data.shape, data.store
+    yield "folder", str(data.folder)
+    for part, index in data.parts.items():
+        if len(index):
+            yield part, f"{len(index):,} images"
+    yield "images", f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}"
+    if data.classes:
+        counts = np.bincount(store.labels[store.labels >= 0], minlength=len(data.classes))
+        yield "classes", ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts, strict=True))
+    sample = np.stack([store[int(i)] for i in data.parts["train"][:2000]]) / 127.5 - 1
+    yield "values in [-1, 1]", f"mean {sample.mean():.3f}, standard deviation {sample.std():.3f} (objective.sigma_data)"
+    if data.skipped:
+        yield "skipped", f"{len(data.skipped):,} that cannot be read, {data.skipped[0]} among them"
 
 
 def described(data: Prepared, config: TextDataConfig) -> Iterator[tuple[str, str]]:

@@ -9,10 +9,13 @@ import torch
 
 from unveil.environment import device, environment
 from unveil.errors import UserError
+from unveil.image_run import ImageRun
 from unveil.run import load
+from unveil.text_run import TextRun
 from unveil.training import precision
 
 SAMPLE_TOKENS = 4096
+SAMPLE_IMAGES = 16
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -26,7 +29,10 @@ def machine() -> Iterator[tuple[str, str]]:
 
 
 def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Name and finding: every weight with its shape, whether all are finite, bits per byte on a sample. Raises UserError as ``load``."""
+    """Name and finding: every weight with its shape, whether all are finite, bits per byte or dimension on a sample.
+
+    Raises UserError as ``load``.
+    """
     run = load(path)
     broken = 0
     for name, weight in run.model.state_dict().items():
@@ -35,13 +41,22 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
         yield name, f"{list(weight.shape)} {_name(weight.dtype)}" + ("" if finite else "  NOT FINITE")
     yield "family", run.recipe.family
     yield "parameters", f"{run.parameters():,}"
-    yield "vocabulary", f"{run.tokenizer.vocabulary.size:,}"
+    if isinstance(run, TextRun):
+        yield "vocabulary", f"{run.tokenizer.vocabulary.size:,}"
+    elif isinstance(run, ImageRun):
+        channels, height, width = run.shape
+        yield "images", f"{width} x {height} pixels, {channels} channel{'s' * (channels > 1)}, {len(run.classes)} classes"
     yield "weights", "all finite" if not broken else f"{broken} not finite"
+    name = "bits per byte" if isinstance(run, TextRun) else "bits per dimension"
     try:
-        bits = run.evaluate(tokens=SAMPLE_TOKENS)
-        yield "bits per byte", f"{bits.content:.3f} ± {bits.stderr:.3f} on {bits.tokens:,} held-out tokens"
+        if isinstance(run, ImageRun):
+            scored = run.evaluate(limit=SAMPLE_IMAGES, draws=1)
+            yield name, f"{scored.bits:.3f} ± {scored.stderr:.3f} on {scored.images:,} held-out images"
+        else:
+            bits = run.evaluate(tokens=SAMPLE_TOKENS)
+            yield name, f"{bits.content:.3f} ± {bits.stderr:.3f} on {bits.tokens:,} held-out tokens"
     except UserError as error:
-        yield "bits per byte", f"not measured ({error})"
+        yield name, f"not measured ({error})"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unveil.autoregressive.family import Autoregressive
-from unveil.config import AutoregressiveRecipe, TextRecipe
+from unveil.config import AutoregressiveRecipe, GaussianRecipe, TextRecipe
+from unveil.data.augment import parameters
 from unveil.discrete.family import Masked
+from unveil.gaussian.family import Gaussian
 from unveil.text.vocabulary import Vocabulary
 
 EXACT = ("autoregressive",)
@@ -21,3 +23,8 @@ def family(
     if isinstance(recipe, AutoregressiveRecipe):
         return Autoregressive(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop)
     return Masked(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop, recipe.seed)
+
+
+def images(recipe: GaussianRecipe, shape: tuple[int, int, int], classes: int) -> Gaussian:
+    """The family of a recipe over images ``[C, H, W]`` of so many classes (0 where it is not told)."""
+    return Gaussian(shape, recipe.model, recipe.objective, recipe.sampler, classes, parameters(recipe.data.augment), recipe.seed)

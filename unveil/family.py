@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +39,22 @@ class Request:
 
 
 @dataclass(frozen=True)
+class ImageRequest:
+    """One image to uncover, ``[C, H, W]``, from nothing but noise.
+
+    ``label`` is its class, None where it is not told. ``latent`` takes the place of the noise that ``seed`` makes for the first state,
+    standard normal. Where ``mask`` ``[H, W]`` (bool) is true, ``known`` (in [-1, 1]) is given and stays.
+    """
+
+    shape: tuple[int, int, int]
+    seed: int = 0
+    label: int | None = None
+    latent: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    known: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One request as it stands after a step. Arrays are copies: a later step does not change them."""
 
@@ -51,11 +68,28 @@ class Row:
     final: bool
 
 
+@dataclass(frozen=True)
+class ImageRow:
+    """One image as it stands after a step. A later step does not change it."""
+
+    request: int
+    image: np.ndarray[Any, np.dtype[np.float32]]
+    """The state ``[C, H, W]``, noise and all; of a final row the image."""
+    final: bool
+    see: Callable[[], np.ndarray[Any, np.dtype[np.float32]]] = field(repr=False)
+
+    @cached_property
+    def denoised(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The image ``[C, H, W]`` that the network made out in this step; computed when asked for."""
+        return self.see()
+
+
 class Snapshot(NamedTuple):
     """All live rows after a step; rows that became final in this step are among them for the last time."""
 
     step: int
-    rows: list[Row]
+    rows: list[Any]
+    """``Row`` of a text, ``ImageRow`` of an image."""
 
 
 class State(Protocol):
@@ -74,6 +108,8 @@ class Curve:
     y: Mapping[str, Sequence[float]]
     x_label: str = ""
     y_label: str = ""
+    section: str = "Training"
+    """Under which heading of a page it stands."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +129,21 @@ class TokenTimeline:
     confidence: Sequence[float]
 
 
-View = Curve | Table | TokenTimeline
+@dataclass(frozen=True)
+class ImageGrid:
+    """Images side by side, as PNG files in base64: one sheet, or one for each step that a slider moves over."""
+
+    title: str
+    sheets: Sequence[str]
+    labels: Sequence[str]
+    """What each sheet shows."""
+    width: int
+    height: int
+    """Pixels of a sheet."""
+    note: str = ""
+
+
+View = Curve | Table | TokenTimeline | ImageGrid
 
 
 class Family(Protocol):
@@ -106,7 +156,7 @@ class Family(Protocol):
         """What training does to a sequence before it is packed (fill-in-the-middle, a random length); never longer than it was."""
 
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-        """The noise of one sequence: arrays of length 1 or ``length``. The loader concatenates them into a ``Noise``."""
+        """The noise of one sequence: arrays of length 1 or ``length`` (of an image: 1). The loader concatenates them into a ``Noise``."""
 
     def targets(self, batch: Any, noise: Noise) -> dict[str, float]:
         """The denominator of each term of ``loss``, known without a forward."""
@@ -114,8 +164,8 @@ class Family(Protocol):
     def loss(self, model: nn.Module, batch: Any, noise: Noise) -> dict[str, Term]:
         """The terms of the loss; sums over the batch, in float32 or wider."""
 
-    def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
-        """A state with one row per request."""
+    def begin(self, model: nn.Module, requests: Any) -> State:
+        """A state with one row per request: a sequence of ``Request``, or of ``ImageRequest``."""
 
     def step(self, model: nn.Module, state: Any) -> Snapshot:
         """Every live row moves on by one step; rows that are done leave the state."""

@@ -7,7 +7,7 @@ follow the code. H is the head's chunk of logits, V the vocabulary, D the width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.config import TextRecipe, TokenizerConfig
+from unveil.config import AnyRecipe, GaussianRecipe, TextRecipe, TokenizerConfig
+from unveil.data.pixels import prepare_images
 from unveil.data.tokenizer import SPECIALS, Tokenizer
 from unveil.environment import device
 from unveil.errors import UserError
-from unveil.families import family
+from unveil.families import family, images
+from unveil.gaussian.level import Level
 from unveil.nn.head import CHUNK_ELEMENTS
 from unveil.nn.packed import Packed
 from unveil.text.vocabulary import Vocabulary
@@ -36,10 +38,14 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Plan:
     """Costs of one recipe on this machine. Memory in bytes, at the fullest moment of a step."""
 
-    recipe: TextRecipe
+    recipe: Any
     dtype: torch.dtype
     peak: float
     """FLOP/s of the best matrix product measured here."""
+
+    unit = "token"
+    spare = "data.context, model.width or model.depth"
+    """What to lower where nothing else helps."""
 
     @cached_property
     def network(self) -> nn.Module:
@@ -91,22 +97,83 @@ class Plan:
     def total(self) -> int:
         return sum(self.memory.values())
 
+    def halved(self) -> Plan | None:
+        """Micro-batches of half the size, twice as many a step; None where they are as small as can be."""
+        data, training = self.recipe.data, self.recipe.training
+        if data.packing_length // 2 < data.context:
+            return None
+        data = replace(data, packing_length=data.packing_length // 2)
+        return replace(self, recipe=replace(self.recipe, data=data, training=replace(training, packs=2 * training.packs)))
 
-def plan(recipe: TextRecipe) -> Plan:
+    @property
+    def cutting(self) -> str:
+        """How a step is cut, as it would be typed."""
+        return f"--data.packing-length {self.recipe.data.packing_length} --training.packs {self.recipe.training.packs}"
+
+
+@dataclass(frozen=True)
+class ImagePlan(Plan):
+    """The same for images, whose shape must be known: they are read where they are not prepared."""
+
+    unit = "image"
+    spare = "data.size, model.channels or model.layers"
+
+    @cached_property
+    def network(self) -> nn.Module:
+        data = prepare_images(self.recipe.data)
+        network = images(self.recipe, data.shape, len(data.classes) if self.recipe.objective.conditional else 0).build()
+        precision.apply(network, self.dtype)
+        return network
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        return float(self.network.flops_per_sample())  # type: ignore[operator]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.recipe.training.steps * self.recipe.training.packs * self.recipe.data.batch)
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        master = 8 if self.dtype == torch.float64 else 4
+        x = torch.zeros(1, *self.network.shape)  # type: ignore[misc]
+        kept = _kept(self.network, lambda: self.network(x, Level(1.0, 1.0)))
+        return {
+            "weights": master * self.parameters,
+            "gradients": master * self.parameters,
+            "optimizer state": 2 * master * self.parameters,
+            "averaged weights": master * self.parameters if self.recipe.training.ema else 0,
+            "activations": self.recipe.data.batch * kept,
+        }
+
+    def halved(self) -> Plan | None:
+        data, training = self.recipe.data, self.recipe.training
+        if data.batch < 2:
+            return None
+        data = replace(data, batch=data.batch // 2)
+        return replace(self, recipe=replace(self.recipe, data=data, training=replace(training, packs=2 * training.packs)))
+
+    @property
+    def cutting(self) -> str:
+        return f"--data.batch {self.recipe.data.batch} --training.packs {self.recipe.training.packs}"
+
+
+def plan(recipe: AnyRecipe) -> Plan:
     """Probes the machine (a second) and counts. Raises UserError for a tokenizer file that cannot be read."""
     dtype = precision.compute_dtype(recipe.training.dtype, device())
-    return Plan(recipe, dtype, precision.peak_flops(dtype, device()))
+    kind = ImagePlan if isinstance(recipe, GaussianRecipe) else Plan
+    return kind(recipe, dtype, precision.peak_flops(dtype, device()))
 
 
 def described(costs: Plan, limit: int) -> Iterator[tuple[str, str]]:
     """Name and figure, for a table."""
     yield "parameters", f"{costs.parameters:,}"
-    yield "FLOPs per token", f"{costs.flops_per_token:.3g}, forward and backward"
+    yield f"FLOPs per {costs.unit}", f"{costs.flops_per_token:.3g}, forward and backward"
     for part, count in costs.memory.items():
         if count:
             yield f"  {part}", size(count)
     yield "memory", f"{size(costs.total)} of {size(limit)}, beside the program"
-    yield "tokens", "as many as fit into the time" if costs.recipe.training.minutes else f"{costs.tokens:,}"
+    yield f"{costs.unit}s", "as many as fit into the time" if costs.recipe.training.minutes else f"{costs.tokens:,}"
     time = f"{costs.seconds / 60:,.1f} min" if costs.seconds > 60 else f"{costs.seconds:.0f} s"
     basis = (
         "as asked for" if costs.recipe.training.minutes else f"at {UTILISATION:.0%} of the {costs.peak / 1e9:,.0f} GFLOP/s measured here"
@@ -119,26 +186,18 @@ def advice(costs: Plan, limit: int) -> str:
     if costs.total <= limit:
         return ""
     least = costs
-    while least.recipe.data.packing_length // 2 >= costs.recipe.data.context:
-        data, training = least.recipe.data, least.recipe.training
-        halved = replace(
-            least.recipe, data=replace(data, packing_length=data.packing_length // 2), training=replace(training, packs=2 * training.packs)
-        )
-        least = replace(least, recipe=halved)
-        if least.total <= limit:
-            break
-    length, packs = least.recipe.data.packing_length, least.recipe.training.packs
-    smaller = f"--data.packing-length {length} --training.packs {packs}"
+    while least.total > limit and (halved := least.halved()) is not None:
+        least = halved
     if least.total <= limit:
-        return f"{smaller} takes {size(least.total)} for the same step"
-    with_packs = f" even with {smaller}" if least is not costs else ""
-    return f"it takes {size(least.total)}{with_packs}: lower data.context, model.width or model.depth"
+        return f"{least.cutting} takes {size(least.total)} for the same step"
+    with_packs = f" even with {least.cutting}" if least is not costs else ""
+    return f"it takes {size(least.total)}{with_packs}: lower {costs.spare}"
 
 
-def out_of_memory(recipe: TextRecipe | None) -> UserError:
+def out_of_memory(recipe: AnyRecipe | None) -> UserError:
     """The answer to an allocation that failed while a recipe trained: what ``unveil plan`` would change to need less."""
     if recipe is None:
-        return UserError("memory", "this machine has not enough for it", "ask for fewer texts (--num), or close other programs")
+        return UserError("memory", "this machine has not enough for it", "ask for fewer at a time (--num), or close other programs")
     costs = plan(recipe)
     change = advice(costs, costs.total - costs.memory["activations"] // 2)
     return UserError("memory", f"not enough: training takes {size(costs.total)} beside the program", change)
@@ -178,7 +237,15 @@ def _vocabulary(config: TokenizerConfig) -> Vocabulary:
 
 
 def _activations(network: nn.Module, recipe: TextRecipe) -> int:
-    """Bytes that a forward pass over one pack keeps for its backward pass, each storage once."""
+    """Of a forward pass over one pack."""
+    pack, context = recipe.data.packing_length, recipe.data.context
+    lengths = [context] * (pack // context) + [pack % context] * (pack % context > 0)
+    batch = Packed.of([torch.zeros(n, dtype=torch.int64) for n in lengths]).to("meta")
+    return _kept(network, lambda: network(batch))
+
+
+def _kept(network: nn.Module, forward: Callable[[], Any]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, each storage once."""
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}
 
@@ -188,9 +255,6 @@ def _activations(network: nn.Module, recipe: TextRecipe) -> int:
             kept[storage._cdata] = storage.nbytes(), tensor  # alive, so that no other storage takes its place
         return tensor
 
-    pack, context = recipe.data.packing_length, recipe.data.context
-    lengths = [context] * (pack // context) + [pack % context] * (pack % context > 0)
-    batch = Packed.of([torch.zeros(n, dtype=torch.int64) for n in lengths]).to("meta")
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(batch)
+        forward()
     return sum(n for n, _ in kept.values())

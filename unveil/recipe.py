@@ -7,28 +7,34 @@ beside it): tables are merged, anything else replaces; where the family differs,
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from unveil.config import (
     FORMAT_VERSION,
     RECIPES,
+    AnyRecipe,
+    AutoregressiveRecipe,
+    DiscreteRecipe,
+    DiTConfig,
+    GaussianConfig,
+    GaussianRecipe,
     MaskedConfig,
-    Range,
+    PathConfig,
     Recipe,
     ScheduleConfig,
-    SourceConfig,
     TextDataConfig,
-    TextRecipe,
     TokenizerConfig,
     TransformerConfig,
+    UNetConfig,
 )
 from unveil.errors import UserError, nearest
+from unveil.schema import build, check_ranges, join, override
 
 R = TypeVar("R", bound=Recipe)
+A = TypeVar("A", AutoregressiveRecipe, DiscreteRecipe, GaussianRecipe, AnyRecipe)
 PACKAGED = Path(__file__).parent / "recipes"
 _CHOICES = "give a recipe file, a run directory or one of the names that `unveil train --help` lists"
 OWN_SECTIONS = ("objective", "sampler")
@@ -39,24 +45,27 @@ def names() -> list[str]:
     return sorted(path.stem for path in PACKAGED.glob("*.toml"))
 
 
-def load(name: str) -> TextRecipe:
-    """The recipe of a file, of a run directory or of that packaged name. Paths in a file are relative to it. Raises UserError."""
+def load(name: str) -> Any:
+    """The recipe of a file, of a run directory or of that packaged name; its type is its family's. Paths in a file are relative to it.
+
+    Raises UserError.
+    """
     return parse(_read(name, ()), name)
 
 
-def with_overrides(recipe: TextRecipe, overrides: Iterable[tuple[str, Any]]) -> TextRecipe:
+def with_overrides(recipe: A, overrides: Iterable[tuple[str, Any]]) -> A:
     """The recipe with ``("training.steps", "100")`` and the like on top, through the same checks. Raises UserError.
 
     A text given for what is no text is read as TOML. Paths are relative to the working directory.
     """
     tree = tomllib.loads(dumps(recipe))
     for key, value in overrides:
-        _override(tree, type(recipe), key.replace("-", "_"), value)
+        override(tree, type(recipe), key.replace("-", "_"), value)
     _anchor(tree, Path.cwd())
     return parse(tree)
 
 
-def parse(tree: Mapping[str, Any], where: str = "the recipe") -> TextRecipe:
+def parse(tree: Mapping[str, Any], where: str = "the recipe") -> Any:
     """A recipe from nested tables, every key, type and range checked. Raises UserError."""
     tree = dict(tree)
     version = tree.pop("format", FORMAT_VERSION)
@@ -68,12 +77,12 @@ def parse(tree: Mapping[str, Any], where: str = "the recipe") -> TextRecipe:
     if family not in RECIPES:
         problem = f"no family named in {where}" if family is None else f"{family!r} in {where} is no family"
         raise UserError("family", problem, nearest(str(family), RECIPES) if family else 'add family = "..." (' + ", ".join(RECIPES) + ")")
-    return checked(_build(RECIPES[family], tree, ""))
+    return checked(build(RECIPES[family], tree, ""))
 
 
 def checked(recipe: R) -> R:
     """The recipe itself, once every range holds and its settings fit together. Raises UserError."""
-    _ranges(recipe, "")
+    check_ranges(recipe, "")
     for section in (getattr(recipe, f.name) for f in dataclasses.fields(recipe)):
         match section:
             case TextDataConfig(context=context, packing_length=pack) if pack < context:
@@ -88,6 +97,20 @@ def checked(recipe: R) -> R:
                 raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
             case TransformerConfig(heads=heads, kv_heads=kv_heads) if kv_heads and heads % kv_heads:
                 raise UserError("model.kv_heads", f"{kv_heads} does not divide model.heads = {heads}", "choose a divisor, or 0")
+            case UNetConfig(channels=channels, attention=attention) if len(channels) != len(attention):
+                raise UserError(
+                    "model.attention", f"{len(attention)} levels, model.channels has {len(channels)}", "give one entry for each"
+                )
+            case UNetConfig(channels=channels, groups=groups) if any(width % groups for width in channels):
+                raise UserError("model.groups", f"{groups} does not divide model.channels = {list(channels)}", "choose a common divisor")
+            case UNetConfig(head_width=head_width) if head_width and (odd := [w for w in _attended(section) if w % head_width]):
+                raise UserError("model.head_width", f"{head_width} does not divide {odd[0]} channels that attend", "choose a divisor, or 0")
+            case DiTConfig(width=width, heads=heads) if width % (2 * heads):
+                raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
+            case GaussianConfig(weighting="vlb" | "hybrid" as weighting, path=PathConfig(kind=kind)) if kind != "ddpm":
+                raise UserError(
+                    "objective.weighting", f"'{weighting}' with path '{kind}'", "take objective.path.kind ddpm, or 'likelihood'"
+                )
             case MaskedConfig(t_min=t_min, t_max=t_max) if t_min >= t_max:
                 raise UserError("objective.t_min", f"{t_min} is not below objective.t_max = {t_max}", "lower it")
             case ScheduleConfig(kind="wsd", warmup=warmup, decay=decay) if warmup + decay > 1:
@@ -95,15 +118,32 @@ def checked(recipe: R) -> R:
     return recipe
 
 
+def _attended(config: UNetConfig) -> list[int]:
+    """Channels of the levels that attend, the middle's among them."""
+    levels = [width for width, where in zip(config.channels, config.attention, strict=True) if where != "none"]
+    return levels + ([config.channels[-1]] if "attention" in config.middle else [])
+
+
 def dumps(recipe: Recipe) -> str:
     """TOML of every setting, in the order of the dataclasses; ``parse`` gives the same recipe back."""
     import tomli_w
 
-    return tomli_w.dumps({"format": FORMAT_VERSION, **dataclasses.asdict(recipe)})
+    return tomli_w.dumps({"format": FORMAT_VERSION, **tables(recipe)})
 
 
-def with_data(recipe: TextRecipe, path: str) -> TextRecipe:
-    """The recipe on a person's own text: the first source's other settings stay. ``path`` is a file, a folder or ``hub:ID``."""
+def tables(recipe: Recipe) -> dict[str, Any]:
+    """Every setting as nested tables, without what is not set: TOML has no word for it."""
+
+    def stated(tree: dict[str, Any]) -> dict[str, Any]:
+        return {key: stated(value) if isinstance(value, dict) else value for key, value in tree.items() if value is not None}
+
+    return stated(dataclasses.asdict(recipe))
+
+
+def with_data(recipe: A, path: str) -> A:
+    """The recipe on a person's own data: other settings stay, of a text's first source too. ``path`` is a file, a folder or ``hub:ID``."""
+    if isinstance(recipe, GaussianRecipe):
+        return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **_image_source(path)))
     first, kind = recipe.data.sources[0], _source_kind(path)
     source = dataclasses.replace(first, kind=kind, path=path.removeprefix("hub:") if kind == "hub" else str(Path(path).resolve()))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=(source,)))
@@ -123,17 +163,33 @@ def _flat(value: Any, key: str) -> Iterable[tuple[str, Any]]:
         yield key, value
         return
     for name, item in items:
-        yield from _flat(item, _join(key, str(name)))
+        yield from _flat(item, join(key, str(name)))
+
+
+def _image_source(path: str) -> dict[str, Any]:
+    """Settings of ``data`` for images at a path; of IDX files in a folder the training images, with the labels beside them."""
+    if path.startswith("hub:"):
+        return {"kind": "hub", "path": path.removeprefix("hub:"), "labels": ""}
+    files = _files(path, "a folder of images, an IDX file, Parquet or hub:ID")
+    idx = sorted((p for p in files if "images-idx3-ubyte" in p.name), key=lambda p: (not p.name.startswith("train"), p))
+    if idx:
+        labels = idx[0].with_name(idx[0].name.replace("images-idx3", "labels-idx1"))
+        return {"kind": "idx", "path": str(idx[0].resolve()), "labels": str(labels.resolve()) if labels.exists() else ""}
+    kind = "parquet" if any(p.suffix == ".parquet" for p in files) else "folder"
+    return {"kind": kind, "path": str(Path(path).resolve()), "labels": ""}
+
+
+def _files(path: str, wanted: str) -> list[Path]:
+    place = Path(path)
+    if not place.exists():
+        raise UserError("--data", f"no file or folder {path!r}", f"give {wanted}")
+    return [place] if place.is_file() else [p for p in sorted(place.rglob("*")) if p.is_file()]
 
 
 def _source_kind(path: str) -> Literal["text", "jsonl", "parquet", "hub"]:
     if path.startswith("hub:"):
         return "hub"
-    place = Path(path)
-    if not place.exists():
-        raise UserError("--data", f"no file or folder {path!r}", "give a text file, a folder, JSONL, Parquet or hub:ID")
-    files = [place] if place.is_file() else [p for p in sorted(place.rglob("*")) if p.is_file()]
-    suffixes = {suffix for p in files for suffix in p.suffixes}
+    suffixes = {suffix for p in _files(path, "a text file, a folder, JSONL, Parquet or hub:ID") for suffix in p.suffixes}
     return "parquet" if ".parquet" in suffixes else "jsonl" if ".jsonl" in suffixes else "text"
 
 
@@ -179,9 +235,11 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
         return
     sources, tokenizer = data.get("sources"), data.get("tokenizer")
     tables = [s for s in sources if isinstance(s, dict) and s.get("kind") != "hub"] if isinstance(sources, list) else []
-    for table in [*tables, tokenizer if isinstance(tokenizer, dict) else {}]:
-        if isinstance(table.get("path"), str) and table["path"]:
-            table["path"] = str(folder / Path(table["path"]).expanduser())
+    images = [data] if data.get("kind") in ("idx", "folder", "parquet") else []
+    for table in [*tables, *images, tokenizer if isinstance(tokenizer, dict) else {}]:
+        for key in ("path", "labels") if data.get("kind") == "idx" else ("path",):
+            if isinstance(table.get(key), str) and table[key]:
+                table[key] = str(folder / Path(table[key]).expanduser())
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,100 +248,3 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
         below = result.get(key)
         result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
-
-
-def _override(tree: dict[str, Any], hint: Any, key: str, value: Any) -> None:
-    """Put ``value`` at ``key`` (``training.steps``, ``data.sources.0.path``) of a recipe's whole tree."""
-    node: Any = tree
-    *sections, last = key.split(".")
-    for part in sections:
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise UserError(f"--{key}", f"no item {part!r}", f"give a number below {len(node)}")
-            node = node[int(part)]
-            continue
-        if part not in node:
-            raise UserError(f"--{key}", f"no section {part!r}", nearest(part, [k for k, v in tree.items() if isinstance(v, dict)]))
-        node, hint = node[part], _hints(hint)[part]
-        hint = get_args(hint)[0] if get_origin(hint) is tuple else hint
-        if not isinstance(node, dict | list):
-            raise UserError(f"--{key}", f"{part!r} is a value, not a section", "leave out what follows it")
-    if isinstance(node, list):
-        raise UserError(f"--{key}", f"{sections[-1]!r} is a list", f"name an item: --{'.'.join(sections)}.0.{last}")
-    node[last] = _value(value, _hints(hint).get(last)) if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
-
-
-def _value(text: str, wanted: Any) -> Any:
-    """``text`` as TOML; as it stands where that fails or a text is wanted; a lone text is a list of one where a list is."""
-    try:
-        value = text if wanted is str or get_origin(wanted) is Literal else tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    return [value] if get_origin(wanted) is tuple and isinstance(value, str) else value
-
-
-# Checking --------------------------------------------------------------------------------------------------------------------
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
-
-
-def _build(cls: Any, table: Any, key: str) -> Any:
-    if not isinstance(table, dict):
-        raise UserError(key, f"got {table!r}, wanted a table of settings", f"write [{key}] above them")
-    hints = _hints(cls)
-    for name in table:
-        if name not in hints:
-            raise UserError(_join(key, name), "no such setting", nearest(name, hints))
-    return cls(**{name: _convert(hints[name], value, _join(key, name)) for name, value in table.items()})
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    origin = get_origin(hint)
-    if origin is Annotated:
-        return _convert(get_args(hint)[0], value, key)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, key)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise _wrong(key, value, "a list")
-        return tuple(_convert(get_args(hint)[0], item, _join(key, str(i))) for i, item in enumerate(value))
-    if origin is Literal:
-        if value not in get_args(hint):
-            raise UserError(key, f"got {value!r}", nearest(str(value), get_args(hint)))
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise _wrong(key, value, {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint])
-    return value
-
-
-def _wrong(key: str, value: Any, wanted: str) -> UserError:
-    return UserError(key, f"got {value!r}", f"give {wanted}")
-
-
-def _ranges(section: Any, key: str) -> None:
-    for name, hint in _hints(type(section)).items():
-        value, at = getattr(section, name), _join(key, name)
-        if dataclasses.is_dataclass(value):
-            _ranges(value, at)
-        elif get_origin(hint) is Annotated:
-            _in_range(value, get_args(hint)[1], at)
-        elif isinstance(value, tuple):
-            for i, item in enumerate(value):
-                if isinstance(item, SourceConfig):
-                    _ranges(item, _join(at, str(i)))
-
-
-def _in_range(value: float, wanted: Range, key: str) -> None:
-    low, high, is_open = wanted
-    if math.isfinite(value) and low <= value <= high and not (is_open and value == low):
-        return
-    start = f"a number above {low:g}" if is_open else f"at least {low:g}"
-    raise UserError(key, f"got {value}", f"give {start}" + (f" and at most {high:g}" if math.isfinite(high) else ""))
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name

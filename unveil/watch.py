@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from unveil.image_run import ImageSnapshot
 from unveil.snapshots import TextSnapshot
 
 RAMP = ((112, 104, 214), (58, 134, 220), (38, 166, 154), (124, 200, 90), (250, 224, 60))
@@ -43,6 +46,29 @@ def painted(snapshot: TextSnapshot, last: int) -> Text:
         for piece, at in snapshot.pieces(row):
             text.append(printable(piece), style="dim" if at < 0 else f"bold {colour(at, last)}" if at else "")
     return text
+
+
+def blocks(sheet: np.ndarray[Any, np.dtype[np.uint8]]) -> Text:
+    """An image ``[H, W, C]`` of characters that are two pixels high."""
+    pixels = np.broadcast_to(sheet, (*sheet.shape[:2], 3))
+    pixels = np.concatenate([pixels, pixels[-1:]]) if len(pixels) % 2 else pixels
+    text = Text(no_wrap=True)
+    for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
+        for a, b in zip(upper, lower, strict=True):
+            text.append("▀", style="rgb({},{},{}) on rgb({},{},{})".format(*a, *b))
+        text.append("\n")
+    return text
+
+
+def watch_images(snapshots: Iterable[ImageSnapshot], console: Console | None = None) -> ImageSnapshot:
+    """Show what the network makes out at each step; on what is no terminal nothing, but the last snapshot is returned all the same."""
+    console = console or Console()
+    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        for snapshot in snapshots:
+            if console.is_terminal:
+                live.update(blocks(snapshot.sheet()), refresh=True)
+                time.sleep(FRAME)
+    return snapshot
 
 
 def watch(snapshots: Iterable[TextSnapshot], last: int, console: Console | None = None) -> TextSnapshot | None:

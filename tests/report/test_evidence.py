@@ -9,21 +9,24 @@ import pytest
 from unveil.errors import UserError
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, Table, TokenTimeline
+from unveil.family import Curve, ImageGrid, Table, TokenTimeline
 from unveil.metrics.compression import Score
-from unveil.report.evidence import FILE, Evidence
+from unveil.report.evidence import FILE, Evidence, Headline
 
 
 def test_evidence_comes_back_as_it_was(tmp_path: Path) -> None:
     evidence = Evidence(
         bits=BitsPerByte(1.5, 0.1, 0.0, 4.0, 2.0, 10, 30, 2),
         bound=True,
+        headline=Headline(1.0, "u", "n"),
         baselines=[Score("xz", 1.9, 1.5)],
         fillings=[Filling(Gap("f", "a\r\n", "é", "\u2028"), "<x>")],
         samples=["one", "two"],
         views=[Curve("c", [1, 2], {"y": [0.5, 0.25]}, "x", "y"), Table("t", ["a"], [[1], ["b"]]), TokenTimeline("l", ["a"], [1], [0.5])],
         costs={"parameters": 1.0},
     )
+    evidence = evidence.with_views(Table("t", ["b"], []), ImageGrid("g", ["QQ=="], ["step 1"], 2, 3, "note"))
+    assert [view.title for view in evidence.views] == ["c", "l", "t", "g"]
     evidence.save(tmp_path)
     assert Evidence.load(tmp_path) == evidence
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

@@ -11,9 +11,9 @@ import pytest
 
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, Table, TokenTimeline
+from unveil.family import Curve, ImageGrid, Table, TokenTimeline
 from unveil.metrics.compression import Score
-from unveil.report.evidence import Evidence
+from unveil.report.evidence import Evidence, Headline
 from unveil.report.page import render, write
 from unveil.report.run import RunReport
 
@@ -95,7 +95,8 @@ def test_whatever_a_model_or_a_person_wrote_is_text() -> None:
 def test_the_page_asks_for_nothing() -> None:
     page = render([run("a", 0, hostile())], commands=["unveil sample"])
     reader = read(page)
-    assert not [(tag, name) for tag, attributes in reader.tags for name in attributes if name in REQUESTS]
+    asked = [(name, value) for _, attributes in reader.tags for name, value in attributes.items() if name in REQUESTS]
+    assert not [(name, value) for name, value in asked if name != "src" or not str(value).startswith("data:image/png;base64,")]
     assert not [tag for tag, _ in reader.tags if tag in {"link", "iframe", "object", "embed", "base"}]
     for raw in (*reader.raw["style"], *reader.raw["script"]):
         assert not re.search(r"url\(|@import|https?:|//[a-z]|fetch\(|XMLHttpRequest|import\(", re.sub(r"// .*|\[\[.*", "", raw))
@@ -174,3 +175,26 @@ def test_chart_data_reaches_the_script() -> None:
     data = json.loads(next(raw for raw in reader.raw["script"] if raw.startswith("[")))
     assert data[0][0][2:] == [100, 6.0]
     assert data[0][-1][0] == 100.0
+
+
+def test_a_gallery_holds_its_sheets_and_shows_the_last() -> None:
+    grid = ImageGrid("g", ["AAAA", "BBBB"], ["step 1", HOSTILE], 16, 8, HOSTILE)
+    first, second = run(found=Evidence(views=[grid])), run("b", 1, Evidence(views=[ImageGrid("g", ["CCCC"], ["end"], 4, 4)]))
+    page = render([first, second])
+    reader = read(page)
+    images = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert [str(a["src"])[-4:] for a in images] == ["AAAA", "BBBB", "CCCC"] and ["hidden" in a for a in images] == [True, False, False]
+    assert images[1]["data-label"] == HOSTILE and not any(name.startswith("on") for a in images for name in a)
+    (slider,) = [attributes for tag, attributes in reader.tags if tag == "input"]
+    assert (slider["min"], slider["max"]) == ("0", "1")
+
+
+def test_images_have_charts_of_their_own_and_a_headline() -> None:
+    found = Evidence(
+        headline=Headline(12.345, "Frechet distance", "of 1,000"), views=[Curve("q", [1, 2], {"a": [3, 4]}, section="Quality")]
+    )
+    pictures = replace(run("edm", 1, found), recipe={"family": "gaussian"})
+    text = "".join(read(render([run(), pictures])).text)
+    assert "12.3 Frechet distance" in text and "images seen" in render([pictures]) and "tokens seen" not in render([pictures])
+    assert text.index("Training") < text.index("Quality") and text.count("Training loss") == 2
+    assert "images trained on" in text and "tokens trained on" in text

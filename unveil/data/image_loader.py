@@ -133,4 +133,4 @@ def held_out_images(prepared: PreparedImages, config: ImageDataConfig, limit: in
 def _with_labels(prepared: PreparedImages) -> None:
     if missing := int((prepared.store.labels < 0).sum()):
         problem = f"{missing:,} of {len(prepared.store):,} images have no label, and the model is conditioned on classes"
-        raise UserError("data.labels", problem, "give labels, or set model.classes to false")
+        raise UserError("data.labels", problem, "give labels, or set objective.conditional to false")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ class Images:
     sample_ids_N: Tensor
     labels_N: Tensor | None = None
     augmentation_NA: Tensor | None = None
+
+    unit: ClassVar[str] = "images"
 
     @property
     def size(self) -> int:

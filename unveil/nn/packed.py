@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Packed:
     max_seqlen: int
     positions_T: Tensor
     sample_ids_N: Tensor
+
+    unit: ClassVar[str] = "tok"
 
     @staticmethod
     def of(sequences: Sequence[Tensor], sample_ids: Sequence[int] | None = None) -> Packed:

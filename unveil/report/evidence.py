@@ -8,18 +8,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from unveil.errors import UserError
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, Table, TokenTimeline, View
+from unveil.family import Curve, ImageGrid, Table, TokenTimeline, View
 from unveil.metrics.compression import Score
 
 FILE = "evidence.json"
-VIEWS: dict[str, type[Curve] | type[Table] | type[TokenTimeline]] = {kind.__name__: kind for kind in (Curve, Table, TokenTimeline)}
+VIEWS: dict[str, type[Curve] | type[Table] | type[TokenTimeline] | type[ImageGrid]] = {
+    kind.__name__: kind for kind in (Curve, Table, TokenTimeline, ImageGrid)
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A run in one number."""
+
+    value: float
+    unit: str
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +38,21 @@ class Evidence:
     bits: BitsPerByte | None = None
     bound: bool = False
     """``bits`` bounds the cost from above; it is not the cost itself."""
+    headline: Headline | None = None
+    """What stands in the place of ``bits`` where there are none."""
     baselines: Sequence[Score] = ()
     fillings: Sequence[Filling] = ()
     samples: Sequence[str] = ()
     views: Sequence[View] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
-    """What the training log does not say: ``parameters``, ``flops_per_token`` (forward and backward), ``peak_flops``, ``memory_bytes``."""
+    """What the training log does not say: ``parameters``, ``flops_per_token`` or ``flops_per_image`` (forward and backward),
+    ``peak_flops``, ``memory_bytes``."""
+
+    def with_views(self, *views: View, headline: Headline | None = None) -> Evidence:
+        """These views in the place of those with their titles, or behind the others; and a headline, where one is given."""
+        titles = {view.title for view in views}
+        kept = [view for view in self.views if view.title not in titles]
+        return replace(self, views=[*kept, *views], headline=headline or self.headline)
 
     def save(self, directory: Path) -> None:
         """Write ``evidence.json`` into the run's directory, whole or not at all."""
@@ -52,6 +72,7 @@ class Evidence:
             return Evidence(
                 bits=None if data["bits"] is None else BitsPerByte(**data["bits"]),
                 bound=data["bound"],
+                headline=Headline(**data["headline"]) if data.get("headline") else None,
                 baselines=[Score(**score) for score in data["baselines"]],
                 fillings=[Filling(Gap(**each["gap"]), each["text"]) for each in data["fillings"]],
                 samples=data["samples"],

@@ -60,6 +60,39 @@ for (const section of document.querySelectorAll(".uncovering")) {
   }
 }
 
+// Galleries: a slider over sheets, one of which is shown.
+for (const section of document.querySelectorAll(".gallery[data-last]:not([data-last='0'])")) {
+  const last = Number(section.dataset.last);
+  const [slider, button, output] = ["input", "button", "output"].map((name) => section.querySelector(".controls " + name));
+  const stacks = [...section.querySelectorAll(".sheets")].map((stack) => [...stack.children]);
+  let timer = null;
+
+  const show = (place) => {
+    slider.value = place;
+    for (const sheets of stacks) {
+      const shown = Math.round((place / last) * (sheets.length - 1));
+      sheets.forEach((sheet, i) => { sheet.hidden = i !== shown; });
+      output.textContent = sheets[shown].dataset.label;
+    }
+  };
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "Play";
+  };
+  button.addEventListener("click", () => {
+    if (timer !== null) { stop(); return; }
+    if (Number(slider.value) >= last) show(0);
+    button.textContent = "Pause";
+    timer = setInterval(() => {
+      show(Number(slider.value) + 1);
+      if (Number(slider.value) >= last) stop();
+    }, Math.max(60, Math.min(400, 6000 / last)));
+  });
+  slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
+  show(last);
+}
+
 // Charts: the nearest point of every line under the pointer.
 const short = (value) => (Math.abs(value) >= 1e6 ? (value / 1e6).toPrecision(3) + " M" : Math.abs(value) >= 1e3 ? (value / 1e3).toPrecision(3) + " k" : Number(value.toPrecision(4)).toString());
 for (const figure of document.querySelectorAll(".chart")) {

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from unveil.evaluation.infill import Filling, Gap
-from unveil.family import Curve, Table, TokenTimeline
+from unveil.family import Curve, ImageGrid, Table, TokenTimeline
 from unveil.report.chart import Bar, Chart, Series, bars, draw, short, smooth
 from unveil.report.run import RunReport
 
@@ -30,6 +30,16 @@ class Uncovering:
     title: str
     steps: int
     columns: list[tuple[RunReport, TokenTimeline]]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Image grids of one title over the runs; those of several sheets share a slider."""
+
+    title: str
+    last: int
+    """Number of the last sheet."""
+    columns: list[tuple[RunReport, ImageGrid]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ def render(runs: Sequence[RunReport], title: str = "", lead: str = "", commands:
         style=_inline("style.css"),
         script=_inline("page.js"),
         bits=list(_bits(runs)),
-        charts=[chart for chart in _charts(runs) if chart],
+        sections=_sections(runs),
+        galleries=_galleries(runs),
         uncoverings=_uncoverings(runs),
         infills=_infills(runs)[:INFILLS_SHOWN],
         tables=[(run, view) for run in runs for view in run.evidence.views if isinstance(view, Table)],
@@ -106,19 +117,40 @@ def _bits(runs: Sequence[RunReport]) -> Iterator[tuple[str, list[Bar]]]:
         yield f"{scored.bytes:,} bytes of held-out text", bars(rows)
 
 
-def _charts(runs: Sequence[RunReport]) -> Iterator[Chart | None]:
-    losses: list[Series] = []
-    for run in runs:
-        x, y = run.loss
-        losses.append((run.name, x, smooth(y)))
-    yield draw("Training loss", losses, "tokens seen", "nats per token")
-    scores = [(run.name, *run.series("eval/bits_per_byte")) for run in runs]
-    yield draw("Held-out text during training", [s for s in scores if len(s[1]) > 1], "tokens seen", "bits per byte")
+def _sections(runs: Sequence[RunReport]) -> dict[str, list[Chart]]:
+    """Charts by heading, "Training" first."""
+    found: dict[str, list[Chart]] = {"Training": []}
+    for section, chart in _charts(runs):
+        if chart is not None:
+            found.setdefault(section, []).append(chart)
+    return {section: charts for section, charts in found.items() if charts}
+
+
+def _charts(runs: Sequence[RunReport]) -> Iterator[tuple[str, Chart | None]]:
+    for unit, y_label, key, title, score in (
+        ("tokens", "nats per token", "eval/bits_per_byte", "Held-out text during training", "bits per byte"),
+        ("images", "weighted squared error", "eval/loss", "Held-out images during training", "weighted squared error"),
+    ):
+        counted = [run for run in runs if run.unit == unit]
+        losses: list[Series] = [(run.name, run.loss[0], smooth(run.loss[1])) for run in counted]
+        yield "Training", draw("Training loss", losses, f"{unit} seen", y_label)
+        scores = [(run.name, *run.series(key)) for run in counted]
+        yield "Training", draw(title, [s for s in scores if len(s[1]) > 1], f"{unit} seen", score)
     for run in runs:
         for view in run.evidence.views:
             if isinstance(view, Curve):
                 lines = [(name, view.x, y) for name, y in view.y.items()]
-                yield draw(f"{run.name}: {view.title}" if len(runs) > 1 else view.title, lines, view.x_label, view.y_label)
+                named = f"{run.name}: {view.title}" if len(runs) > 1 else view.title
+                yield view.section, draw(named, lines, view.x_label, view.y_label)
+
+
+def _galleries(runs: Sequence[RunReport]) -> list[Gallery]:
+    found: dict[str, list[tuple[RunReport, ImageGrid]]] = {}
+    for run in runs:
+        for view in run.evidence.views:
+            if isinstance(view, ImageGrid):
+                found.setdefault(view.title, []).append((run, view))
+    return [Gallery(title, max(len(view.sheets) for _, view in columns) - 1, columns) for title, columns in found.items()]
 
 
 def _uncoverings(runs: Sequence[RunReport]) -> list[Uncovering]:

@@ -56,14 +56,19 @@ class RunReport:
             Evidence.load(directory),
         )
 
+    @property
+    def unit(self) -> str:
+        """What the trainer counted."""
+        return "images" if self.recipe.get("family") == "gaussian" else "tokens"
+
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Tokens seen and the value, for the rows of the log that have it."""
+        """Tokens (or images) seen and the value, for the rows of the log that have it."""
         rows = [row for row in self.log if key in row]
         return [float(row["tokens"]) for row in rows], [float(row[key]) for row in rows]
 
     @property
     def loss(self) -> tuple[list[float], list[float]]:
-        """Tokens seen and the loss that is comparable between runs."""
+        """Tokens (or images) seen and the loss that is comparable between runs."""
         logged = dict.fromkeys(key for row in self.log for key in row if key.startswith("train/"))
         wanted = [f"train/{name}" for name in LOSSES if f"train/{name}" in logged] or list(logged)
         return self.series(wanted[0]) if wanted else ([], [])
@@ -71,17 +76,18 @@ class RunReport:
     @cached_property
     def costs(self) -> dict[str, tuple[str, str]]:
         """Name of a cost, what it means, its value in words."""
-        known = self.evidence.costs
+        known, unit = self.evidence.costs, self.unit
+        one = unit.removesuffix("s")
         rows: dict[str, tuple[str, str]] = {}
         if "parameters" in known:
             rows["parameters"] = ("weights of the network, embedding and head included", short(known["parameters"]))
-        if "flops_per_token" in known:
-            rows["FLOPs per token"] = ("forward and backward, in training", short(known["flops_per_token"]))
+        if f"flops_per_{one}" in known:
+            rows[f"FLOPs per {one}"] = ("forward and backward, in training", short(known[f"flops_per_{one}"]))
         if self.log:
-            rows["tokens trained on"] = ("every pass over the text counted", short(self.log[-1]["tokens"]))
+            rows[f"{unit} trained on"] = ("every pass over the data counted", short(self.log[-1]["tokens"]))
         if self.timing:
             rows["training time"] = ("of the training steps, the compiler's warm-up included", f"{self.timing[-1]['seconds'] / 60:.1f} min")
-            rows["tokens per second"] = ("median over training", short(statistics.median(row["tokens_per_second"] for row in self.timing)))
+            rows[f"{unit} per second"] = ("median over training", short(statistics.median(row["tokens_per_second"] for row in self.timing)))
             peak = f"{short(known['peak_flops'])}FLOP/s, " if "peak_flops" in known else ""
             share = statistics.median(row["utilisation"] for row in self.timing)
             rows["utilisation"] = (f"share of {peak}the best matrix product measured here", f"{share:.0%}")

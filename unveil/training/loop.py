@@ -43,7 +43,7 @@ class Trainer:
     Args:
         family: gives the terms of the loss and their denominators.
         model: on its device; its weights are what training starts from.
-        loader: this rank's micro-batches; each has ``to``, ``size`` (tokens, images) and ``sample_ids_N``.
+        loader: this rank's micro-batches; each has ``to``, ``size`` and ``unit`` (tokens, images), ``sample_ids_N``.
         recipe: the sections every family has.
         directory: of the run.
         evaluate: names to values, lower is better for the first; called with the averaged weights, in evaluation mode, on every rank.
@@ -81,7 +81,7 @@ class Trainer:
         """The best evaluation so far and its step."""
         self.dtype, self.compiled = torch.float32, False
         self._window, self._guard = Window(), Guard(self.world)
-        self._flops = 0.0
+        self._flops, self._unit = 0.0, ""
         self._lap = (0, 0.0)
         """Tokens and seconds at the last row."""
         self._saved = 0
@@ -192,6 +192,7 @@ class Trainer:
     def _train_step(self) -> None:
         micro = [next(self.loader) for _ in range(self._config.packs // self.world.size)]
         self._flops = self._flops or budget.flops(self.model, micro[0][0])
+        self._unit = micro[0][0].unit
         multiplier = lr.multiplier(self.recipe.schedule, self.step, self.steps)
         self.tokens += self._update(micro, self.step, self.tokens, multiplier)
         self._average.update()
@@ -226,7 +227,7 @@ class Trainer:
         utilisation = speed * self._flops / (self._peak() * self.world.size)
         journal.timing(self.step, self.tokens, {"tokens_per_second": speed, "seconds": self.seconds, "utilisation": utilisation})
         left = (self.steps - self.step) * self.tokens / self.step / speed
-        bar.note({**journal.last, **row}, speed, left, utilisation)
+        bar.note({**journal.last, **row}, speed, left, utilisation, self._unit)
 
     def _score(self, journal: Journal) -> bool:
         """Evaluate, and say whether the first value is the best so far."""

@@ -35,10 +35,10 @@ class Bar:
         self._step += 1
         self._progress.update(self._task, completed=self._step)
 
-    def note(self, values: Mapping[str, float], rate: float, seconds_left: float, utilisation: float) -> None:
-        """The latest losses, tokens per second, time left and the share of the machine's peak (both shares and rates over the last row)."""
+    def note(self, values: Mapping[str, float], rate: float, seconds_left: float, utilisation: float, unit: str) -> None:
+        """The latest losses, the ``unit`` (tokens, say) per second, time left and the share of the machine's peak, of the last row."""
         losses = "  ".join(f"{name.removeprefix('train/')} {value:.3f}" for name, value in values.items() if _headline(name))
-        text = f"{losses}  {rate:,.0f} tok/s  {utilisation:.0%} of peak"
+        text = f"{losses}  {rate:,.0f} {unit}/s  {utilisation:.0%} of peak"
         self._progress.update(self._task, note=text)
         if self._lines and (self._step - self._shown_at) * self._lines >= self._steps:
             self._shown_at = self._step

@@ -1,0 +1,148 @@
+"""Pretrained pipelines of diffusers from a local folder, and ours as such a folder.
+
+``model_index.json`` names the parts; a network is ``config.json`` beside ``diffusion_pytorch_model.safetensors``. Nothing is unpickled,
+and diffusers itself is not needed: its networks are ours under other names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from unveil.config import DiTConfig, UNetConfig
+from unveil.errors import UserError, nearest
+from unveil.gaussian import path as paths
+from unveil.gaussian.denoiser import Denoiser
+from unveil.interop import dit, schedulers, unet
+from unveil.interop.folder import CONFIG, WEIGHTS, read_json, read_weights, write_json
+from unveil.interop.state import Part, exported, imported
+from unveil.nn.dit import DiT
+from unveil.nn.unet import UNet
+
+INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
+NETWORKS = {unet.CLASS: "unet", dit.CLASS: "transformer"}
+"""The networks that are read, and the part of a pipeline that each one is."""
+_PIPELINES = {unet.CLASS: "DDPMPipeline", dit.CLASS: "DiTPipeline"}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pipeline as it was trained."""
+
+    denoiser: Denoiser
+    path: paths.Path
+    """The path to sample on: the network's own, with the scheduler's shift of times."""
+    shape: tuple[int, int, int] | None
+    """Channels, rows, columns of a sample; None where the folder does not say."""
+    scheduler: Mapping[str, Any]
+    """The scheduler's config as it stands, for what it says of sampling."""
+    autoencoder: Path | None
+    """Folder of the autoencoder whose latents these are, for ``interop.autoencoder``."""
+
+
+def load(folder: Path | str) -> Pretrained:
+    """A pipeline of ``UNet2DModel`` or ``DiTTransformer2DModel`` with its scheduler.
+
+    Raises:
+        UserError: a file is missing or corrupted, weights are pickled, a class or a setting is not supported, the config contradicts
+            the weights, or the scheduler the network.
+    """
+    folder = Path(folder)
+    index = read_json(folder / INDEX, "give the folder of a pipeline, as save_pretrained writes it")
+    parts = {name: part[1] for name, part in index.items() if isinstance(part, list) and len(part) == 2 and part[1]}
+    name = next((name for name in NETWORKS.values() if name in parts), None)
+    if name is None:
+        raise UserError(
+            str(folder / INDEX), f"names {', '.join(parts) or 'nothing'}, but no unet and no transformer", "give a diffusion pipeline"
+        )
+    if "scheduler" not in parts:
+        raise UserError(str(folder / INDEX), "names no scheduler, which says what the network was trained on", "add one")
+    network, config = _network(folder / name)
+    at = folder / "scheduler" / SCHEDULER
+    scheduler = read_json(at, "take the scheduler's folder of the same download too")
+    training = schedulers.read(scheduler, str(at), *_channels(network))
+    if parts.get("vae", "AutoencoderKL") != "AutoencoderKL":
+        raise UserError(str(folder / INDEX), f"the vae is a {parts['vae']}, only AutoencoderKL is supported", "convert another model")
+    size = config.get("sample_size")
+    rows, columns = size if isinstance(size, list) else (size, size)
+    return Pretrained(
+        training.denoiser(network),
+        training.clock or training.path,
+        (network.config.in_channels, rows, columns) if rows and columns else None,
+        scheduler,
+        folder / "vae" if "vae" in parts else None,
+    )
+
+
+def load_network(folder: Path | str) -> UNet | DiT:
+    """A network alone, from the folder that holds its config.json. Raises UserError as ``load``."""
+    return _network(Path(folder))[0]
+
+
+def save(folder: Path | str, denoiser: Denoiser, size: int | None = None, scheduler: Mapping[str, Any] | None = None) -> None:
+    """Write a pipeline that diffusers reads: the network, and the scheduler that asks it what it was trained on.
+
+    Args:
+        folder: made where it does not exist; files of the same names are replaced.
+        denoiser: around one of our image networks.
+        size: side of a sample in pixels (or latents), for the config; a DiT knows its own.
+        scheduler: a config to write instead of the one that follows from the path (``Pretrained.scheduler``, say).
+
+    Raises:
+        UserError: a network, a condition or a training that diffusers does not have, or a scheduler of another training.
+    """
+    folder, network = Path(folder), denoiser.network
+    if not isinstance(network, UNet | DiT):
+        raise UserError("model.kind", f"is a {type(network).__name__}", "export a unet or a dit")
+    asks = schedulers.settings(denoiser) if scheduler is None else schedulers.agreeing(scheduler, denoiser, *_channels(network))
+    kind = save_network(folder, network, size)
+    write_json(folder / "scheduler" / SCHEDULER, asks)
+    index = {"_class_name": _PIPELINES[kind], NETWORKS[kind]: ["diffusers", kind], "scheduler": ["diffusers", asks["_class_name"]]}
+    write_json(folder / INDEX, index if kind == unet.CLASS else {**index, "vae": [None, None]})
+
+
+def save_network(folder: Path, network: UNet | DiT, size: int | None) -> str:
+    """Config and weights of one network into the pipeline's folder of its kind; the name of its class there."""
+    kind = unet.CLASS if isinstance(network, UNet) else dit.CLASS
+    config = unet.settings(network.config, size) if isinstance(network, UNet) else dit.settings(network.config, size)
+    place = folder / NETWORKS[kind]
+    write_json(place / CONFIG, config)
+    state = {name: tensor.cpu().contiguous().clone() for name, tensor in exported(network, _parts(network)).items()}
+    save_file(state, place / WEIGHTS, metadata={"format": "pt"})
+    return kind
+
+
+def _network(folder: Path) -> tuple[UNet | DiT, dict[str, Any]]:
+    source = str(folder / CONFIG)
+    config = read_json(folder / CONFIG, "give the folder of a network, as save_pretrained writes it")
+    kind = config.get("_class_name")
+    if kind not in NETWORKS:
+        raise UserError(source, f"_class_name is '{kind}', a network that is not read here", nearest(str(kind), NETWORKS))
+    found = (unet if kind == unet.CLASS else dit).renamed(read_weights(folder))
+    ours = unet.config(config, source) if kind == unet.CLASS else dit.config(config, found, source)
+    try:
+        network = _built(ours)
+    except (ValueError, TypeError) as error:
+        raise UserError(source, f"its settings make no network ({error})", "take the file of the same download as the weights") from None
+    if any(tensor.dtype == torch.float64 for tensor in found.values()):
+        network.double()
+    imported(network, _parts(network), found, str(folder / WEIGHTS))
+    return network.eval(), config
+
+
+def _built(config: UNetConfig | DiTConfig) -> UNet | DiT:
+    return UNet(config) if isinstance(config, UNetConfig) else DiT(config)
+
+
+def _channels(network: UNet | DiT) -> tuple[int, int]:
+    """In and out."""
+    return network.config.in_channels, network.config.out_channels or network.config.in_channels
+
+
+def _parts(network: UNet | DiT) -> list[Part]:
+    return unet.parts(network) if isinstance(network, UNet) else dit.parts(network)

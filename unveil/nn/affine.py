@@ -1,0 +1,22 @@
+"""A matrix with a bias, its masters cast to the activations' dtype at each use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.nn.linear import Linear
+
+
+class Affine(Linear):
+    """``x @ weight^T + bias``; the arguments are ``Linear``'s."""
+
+    def __init__(self, fan_in: int, fan_out: int, slices: Sequence[int] = ()) -> None:
+        super().__init__(fan_in, fan_out, slices)
+        self.bias = nn.Parameter(torch.empty(fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))

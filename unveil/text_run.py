@@ -1,0 +1,173 @@
+"""Runs of text: sampled from a prompt or around gaps, scored in bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unveil import corpora
+from unveil.canvas import filled, prompted
+from unveil.config import TextRecipe
+from unveil.data.loader import Loader, held_out
+from unveil.data.shards import Prepared, prepare
+from unveil.data.tokenizer import Tokenizer
+from unveil.errors import UserError
+from unveil.evaluation.likelihood import BitsPerByte, held_out_bits
+from unveil.families import EXACT, family
+from unveil.family import Row
+from unveil.report.evidence import Evidence
+from unveil.report.timeline import timeline
+from unveil.snapshots import TextSnapshot
+from unveil.text.stop import StopStrings
+from unveil.trained import SAMPLES, Run, Split
+from unveil.training import final
+
+
+@dataclass(frozen=True)
+class TextRun(Run):
+    """A trained language model with all that belongs to it."""
+
+    path: Path
+    folder: Path
+    recipe: TextRecipe
+    tokenizer: Tokenizer
+    model: nn.Module
+
+    @staticmethod
+    def read(path: Path, folder: Path, recipe: TextRecipe) -> TextRun:
+        """From its folder, the weights on the CPU. Raises UserError for what is missing, damaged or does not belong together."""
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        final.check_tokenizer(folder, folder / "tokenizer.json", tokenizer.vocabulary.size)
+        model = family(recipe, tokenizer.vocabulary).build()
+        final.read(folder, model)
+        return TextRun(path, folder, recipe, tokenizer, model)
+
+    def sample(
+        self, prompt: str | Sequence[str] | None = None, *, infill: str | None = None, num: int = 1, seed: int = 0, **sampler: Any
+    ) -> Iterator[TextSnapshot]:
+        """Uncover text; yields a snapshot after every step, the last of them final.
+
+        Args:
+            prompt: what to go on from; several make a batch; None begins a document.
+            infill: instead of a prompt, a text whose gaps are written ``<mask>`` or ``<mask:12>`` (12 tokens).
+            num: texts per prompt.
+            seed: of the first text; the next ones have the seeds after it. A text is the same alone and in any batch.
+            sampler: settings of the recipe's sampler section, for this call.
+
+        Raises:
+            UserError: at once, for a setting that does not exist or a text that does not fit.
+        """
+        if num < 1:
+            raise UserError("num", f"got {num}", "ask for at least one text")
+        if infill is not None and prompt is not None:
+            raise UserError("infill", "given with a prompt", "put the prompt into the text with gaps")
+        chosen = self.with_sampler(**sampler).recipe
+        stop = StopStrings(chosen.sampler.stop, self.tokenizer.decode_bytes) if chosen.sampler.stop else None
+        single = num == 1 and (prompt is None or isinstance(prompt, str))
+        write, text = (prompted, prompt or "") if infill is None else (filled, infill)
+        texts = [text] if isinstance(text, str) else text
+        canvases = [write(text, chosen, self.tokenizer, seed + i) for i, text in enumerate(t for t in texts for _ in range(num))]
+        kind = family(chosen, self.tokenizer.vocabulary, stop)
+        state = kind.begin(self.model, [canvas.request for canvas in canvases])
+
+        def steps() -> Iterator[TextSnapshot]:
+            rows: dict[int, Row] = {}
+            while state.live:
+                snapshot = kind.step(self.model, state)  # type: ignore[arg-type]
+                rows |= {row.request: row for row in snapshot.rows}
+                yield TextSnapshot(snapshot.step, [rows[i] for i in range(len(canvases))], canvases, self.tokenizer, stop, single)
+
+        return steps()
+
+    def generate(self, prompt: str | Sequence[str] | None = None, **settings: Any) -> Any:
+        """The final text of ``sample``, or the list of them."""
+        *_, last = self.sample(prompt, **settings)
+        return last.text
+
+    def evaluate(self, split: Split = "validation", tokens: int | None = None, draws: int | None = None, seed: int = 0) -> BitsPerByte:
+        """Held-out bits per byte of the source.
+
+        Args:
+            split: of the recipe's data.
+            tokens: how many of them at the most, 0 for all; None takes the recipe's.
+            draws: Monte-Carlo draws per sequence, for a family that bounds its cost; None takes the recipe's.
+
+        Raises:
+            UserError: the split is empty, the data are gone, or they do not fit the tokenizer.
+        """
+        config = self.recipe.evaluation
+        prepared = prepare(self.recipe.data)
+        if prepared.tokenizer.digest() != self.tokenizer.digest():
+            raise UserError("data.sources", "the corpus has changed since the run was trained: its tokenizer differs", "restore the corpus")
+        evaluation = dataclasses.replace(
+            config, tokens=config.tokens if tokens is None else tokens, draws=config.draws if draws is None else draws
+        )
+        return _bits(self.recipe, prepared, evaluation, self.model, split, seed)
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """Forward and backward, for sequences of the recipe's context."""
+        context = self.recipe.data.context
+        return float(self.model.flops_per_token(context / 2 if self.recipe.family == "autoregressive" else context))  # type: ignore[operator]
+
+
+class TextTraining:
+    """A recipe's corpus, family and scores, as ``unveil.run.train`` asks for them."""
+
+    def __init__(self, recipe: TextRecipe, directory: Path, shown: bool) -> None:
+        self.recipe, self.directory = recipe, directory
+        self.prepared = corpora.prepared(recipe.data, shown=shown)
+        self.family = family(recipe, self.prepared.tokenizer.vocabulary)
+        self._scored: list[BitsPerByte] = []
+
+    @property
+    def scores(self) -> bool:
+        return bool(self.recipe.data.validation)
+
+    def loader(self, rank: int, world: int) -> Loader:
+        return Loader(self.prepared, self.recipe.data, self.recipe.seed, self.family, rank, world)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Bits per byte of the validation split."""
+        self._scored.append(_bits(self.recipe, self.prepared, self.recipe.evaluation, model, "validation", self.recipe.seed))
+        return {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+
+    def sample(self, model: nn.Module, step: int) -> None:
+        recipe = self.recipe
+        run = TextRun(self.directory, self.directory, recipe, self.prepared.tokenizer, model)
+        texts = run.generate(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
+        folder = self.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step-{step:08d}.txt").write_text("\n\n--------\n\n".join(texts) + "\n", encoding="utf-8")
+
+    def export(self, folder: Path) -> dict[str, Any]:
+        self.prepared.tokenizer.save(folder / "tokenizer.json")
+        return {"vocabulary": self.prepared.tokenizer.vocabulary.size}
+
+    def evidence(self, run: TextRun) -> Evidence:
+        """The last evaluation of training is that of the result."""
+        recipe = run.recipe
+        if self.scores and not self._scored:  # a finished run, resumed
+            self.evaluate(run.model)
+        *_, last = run.sample(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
+        shown = timeline("A sample as it was uncovered", last.rows[0], run.tokenizer)
+        return Evidence(
+            bits=self._scored[-1] if self._scored else None,
+            bound=recipe.family not in EXACT,
+            samples=last.text,
+            views=[shown, *self.family.views(run)],
+            costs={"parameters": run.parameters(), "flops_per_token": run.flops_per_token},
+        )
+
+
+def _bits(recipe: TextRecipe, prepared: Prepared, evaluation: Any, model: nn.Module, split: Split, seed: int) -> BitsPerByte:
+    if not getattr(recipe.data, split):
+        raise UserError(f"data.{split}", "is 0: nothing was held out", "train with a share above 0")
+    batches = held_out(prepared, recipe.data, split, evaluation.tokens)
+    return held_out_bits(family(recipe, prepared.tokenizer.vocabulary), model, batches, evaluation.draws, seed)
