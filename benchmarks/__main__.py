@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.measure import Row, machine
 from unveil.errors import UserError
 
-NAMES = ("training_throughput", "packing", "decoding", "solver_order", "solver_overhead")
+NAMES = ("training_throughput", "packing", "decoding", "solver_order", "solver_overhead", "unet_training")
 """Each a module with ``rows() -> list[Row]``."""
 
 

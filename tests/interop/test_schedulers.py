@@ -25,6 +25,8 @@ from unveil.interop import schedulers
 from unveil.interop.diffusers import load, save
 from unveil.interop.folder import WEIGHTS
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+
 Make = Callable[..., Any]
 STEPS = 10
 
