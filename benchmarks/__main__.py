@@ -27,6 +27,11 @@ def report(run: Callable[[], Sequence[Row]]) -> dict[str, Any]:
     return {"machine": host, "rows": [asdict(row) for row in run()]}
 
 
+def _figure(value: float) -> str:
+    """A rate without its decimals, an order of convergence with them."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+
+
 def table(name: str, result: dict[str, Any]) -> Table:
     """The same for reading; ``of floor`` is our share of what the machine could do. The caption names each row's peer."""
     host = result["machine"]
@@ -35,7 +40,7 @@ def table(name: str, result: dict[str, Any]) -> Table:
     shown = Table("row", "unveil", "peer", "ratio", "spread", "of floor", "unit", title=name, caption="\n".join(lines))
     for row in result["rows"]:
         share = "" if row["floor"] is None else f"{row['ours'] / row['floor']:.0%}"
-        figures = f"{row['ours']:,.0f}", f"{row['peer']:,.0f}", f"{row['ratio']:.2f}", f"{row['spread']:.2f}"
+        figures = _figure(row["ours"]), _figure(row["peer"]), f"{row['ratio']:.2f}", f"{row['spread']:.2f}"
         shown.add_row(row["name"], *figures, share, row["unit"])
     return shown
 

@@ -272,6 +272,10 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: ["train", "edm-digits", "--model.head-width", "24"],
         ("model.head_width", "24", "divisor"),
     ),
+    "network whose positions have no pairs": (
+        lambda p: ["train", "edm-digits", "--model.kind", "dit", "--model.width", "30", "--model.heads", "3"],
+        ("model.width", "30", "multiple of 4"),
+    ),
     "unknown solver": (lambda p: _draw(p, "--sampler.kind", "hein"), ("sampler.kind", "'hein'", "did you mean 'heun'")),
     "grid that leaves the path": (lambda p: _draw(p, "--sampler.n-max", "1000"), ("sampler.grid", "1000", "0.002 to 80", "stay within")),
     "grid that is not monotone": (

@@ -107,6 +107,8 @@ def checked(recipe: R) -> R:
                 raise UserError("model.head_width", f"{head_width} does not divide {odd[0]} channels that attend", "choose a divisor, or 0")
             case DiTConfig(width=width, heads=heads) if width % (2 * heads):
                 raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
+            case DiTConfig(width=width) if width % 4:
+                raise UserError("model.width", f"{width} is no multiple of 4, as positions in two directions want", "choose one")
             case GaussianConfig(weighting="vlb" | "hybrid" as weighting, path=PathConfig(kind=kind)) if kind != "ddpm":
                 raise UserError(
                     "objective.weighting", f"'{weighting}' with path '{kind}'", "take objective.path.kind ddpm, or 'likelihood'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -112,7 +113,7 @@ def test_an_untold_class_is_the_null_class() -> None:
     images, noise = batch(kind, labels=True)
     assert not noise["told"].any()
     other = replace(images, labels_N=(images.labels_N + 1) % 3)  # type: ignore[operator]
-    assert float(kind.loss(network, images, noise)["loss"].sum) == float(kind.loss(network, other, noise)["loss"].sum)
+    assert torch.equal(kind.loss(network, images, noise)["loss"].sum, kind.loss(network, other, noise)["loss"].sum)
     told = {**noise, "told": torch.ones(6, dtype=torch.bool)}
     assert float(kind.loss(network, images, told)["loss"].sum) != float(kind.loss(network, other, told)["loss"].sum)
 
@@ -172,6 +173,15 @@ def test_steps_follow_from_evaluations() -> None:
         kind.with_evaluations(network, 1, "dpmpp-3m")
     with pytest.raises(UserError, match="did you mean 'heun'"):
         kind.with_evaluations(network, 5, "huen")
+
+
+def test_a_sampler_goes_with_its_network() -> None:
+    kind = family({}, {})
+    first, second = model(kind), model(kind)
+    assert kind._sampler(first) is kind._sampler(first) is not kind._sampler(second)
+    del first
+    gc.collect()
+    assert list(kind._samplers) == [second], "another network may get the place in memory that the first one had"
 
 
 def test_guidance_pushes_along_the_class_and_wants_one() -> None:

@@ -8,9 +8,9 @@ from torch import nn
 
 from unveil.errors import UserError
 from unveil.gaussian.exact import Gaussian, Mixture
+from unveil.gaussian.integrator import Adaptive, Fixed
 from unveil.gaussian.likelihood import bits_per_dim, dequantise, log_density, rademacher, sample_with_log_density
 from unveil.gaussian.path import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Trigonometric
-from unveil.gaussian.runge_kutta import Adaptive, Fixed
 
 PATHS = [VP(), SubVP(), VE(t_min=1e-5), EDM(), RectifiedFlow(), Cosine(), Trigonometric()]
 GMM = Mixture([0.2, 0.5, 0.3], [[-1.0], [0.2], [1.5]], [0.04, 0.09, 0.25])

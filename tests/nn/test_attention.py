@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
+from tests.nn.twins import dense_attention
 from unveil.nn.attention import TILE, _tiles, attention
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 
-
-def _twins() -> Any:
-    spec = importlib.util.spec_from_file_location("twins", Path(__file__).with_name("twins.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-dense_attention = _twins().dense_attention
 LAYOUTS: list[Layout] = [
     Causal(), Bidirectional(), Causal(3), Causal(100), Bidirectional(40), Bidirectional(280), BlockCausal(4), BlockCausal(100)
 ]  # fmt: skip

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.nn.twins import dense_attention
 from unveil.config import DiTConfig
 from unveil.nn.dit import Block, DiT, positions
 from unveil.nn.layout import Bidirectional
-
-
-def _twins() -> Any:
-    spec = importlib.util.spec_from_file_location("twins", Path(__file__).with_name("twins.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-dense_attention = _twins().dense_attention
 
 SMALL = DiTConfig(in_channels=3, size=8, patch=2, width=32, depth=2, heads=2, classes=4)
 

@@ -9,7 +9,7 @@ section 2 and appendix C): training under one path and sampling under another is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -146,30 +146,45 @@ class Denoiser(nn.Module):
 
     def _denoise(self, x: Tensor, level: Level, condition: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         skip, out, into, noise = self.coefficients(level)
-        dtype = self._network_dtype(x)
-        # a time in bfloat16 takes 999 for 1000
-        wide = torch.promote_types(dtype, torch.float32)
-        inside = x.to(dtype)
+        inside = x.to(self._network_dtype(x))
         if isinstance(into, Tensor):
-            output = self.network(inside * along(into, inside), noise.to(x.device, wide).expand(len(x)), **condition)
-        else:
-            inside = inside if into == 1.0 else inside * into
-            output = self.network(inside, torch.full((len(x),), noise, dtype=wide, device=x.device), **condition)
-        share = None
-        if self.learned_variance:
-            output, raw = output.chunk(2, dim=1)
-            share = (raw.to(x.dtype) + 1.0) / 2.0
-        if output.shape != x.shape:
-            raise UserError(
-                "denoiser.network",
-                f"got an output of shape {tuple(output.shape)} for an input of {tuple(x.shape)}",
-                "return a tensor like the input, or twice its channels with learned_variance=True",
-            )
+            inside = inside * along(into, inside)
+        elif into != 1.0:
+            inside = inside * into
+        output, raw = self.answer(inside, noise, condition)
+        share = None if raw is None else (raw.to(x.dtype) + 1.0) / 2.0
         if isinstance(skip, Tensor):
             return along(skip, x) * x + along(out, x) * output.to(x.dtype), share
         if skip == 0.0:
             return (output if out == 1.0 else output * out).to(x.dtype), share
         return x.mul(skip).add_(output, alpha=out), share
+
+    def answer(self, inside: Tensor, noise: float | Tensor, condition: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the network itself says, without the linear map: its output, and the raw variance where it learns one.
+
+        Args:
+            inside: the network's input ``[B, ...]``, scaled already, in the network's dtype.
+            noise: c_noise, one for all or ``[B]``.
+
+        Raises:
+            UserError: an output that is not shaped like the input.
+        """
+        # a time in bfloat16 takes 999 for 1000
+        wide = torch.promote_types(inside.dtype, torch.float32)
+        if isinstance(noise, Tensor):
+            times = noise.to(inside.device, wide).expand(len(inside))
+        else:
+            times = torch.full((len(inside),), noise, dtype=wide, device=inside.device)
+        output, raw = self.network(inside, times, **condition), None
+        if self.learned_variance:
+            output, raw = output.chunk(2, dim=1)
+        if output.shape != inside.shape:
+            raise UserError(
+                "denoiser.network",
+                f"got an output of shape {tuple(output.shape)} for an input of {tuple(inside.shape)}",
+                "return a tensor like the input, or twice its channels with learned_variance=True",
+            )
+        return output, raw
 
     def _network_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of the network's first parameter; that of x where it has none."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Gaussian:
         self.objective = objective_of(objective, self.path)
         self._offset = lru_cache(4)(lambda epoch: generator(seed, epoch, 0, "time").random())
         self._built: GaussianModel | None = None
-        self._samplers: dict[tuple[int, Task], Any] = {}
+        self._samplers: WeakKeyDictionary[nn.Module, dict[Task, Any]] = WeakKeyDictionary()
 
     def build(self) -> nn.Module:
         self._built = build(self.model, self.config, self.path, self.shape, self.classes, self.augmentation)
@@ -157,27 +158,34 @@ class Gaussian:
         """
         solver = kind or self.sampler.kind
         chosen = self.sampler if solver == self.sampler.kind else GaussianSamplerConfig(kind=solver, **_shared(self.sampler))
+        best: Gaussian | None = None
         error: UserError | None = None
-        for steps in range(count, 0, -1):
+        low, high = 1, count  # evaluations rise with steps: the answer, if there is one, lies between
+        while low <= high:
+            steps = (low + high) // 2
             family = Gaussian(self.shape, self.model, self.config, replace(chosen, steps=steps), self.classes, self.augmentation, self.seed)
             try:
-                taken = family.evaluations(model)
+                fits = family.evaluations(model) <= count
             except UserError as found:
-                if error is not None and not found.field.endswith("steps"):
+                if not found.field.endswith("steps"):
                     raise
-                error = found
+                low, error = steps + 1, found
                 continue
-            if taken <= count:
-                return family
-        problem = f"'{solver}' cannot sample in {count} network evaluations"
-        raise error or UserError("--nfe", problem, "allow more")
+            if fits:
+                best, low = family, steps + 1
+            else:
+                high = steps - 1
+        if best is None:
+            raise error or UserError("--nfe", f"'{solver}' cannot sample in {count} network evaluations", "allow more")
+        return best
 
     def _sampler(self, model: nn.Module, task: Task = "sample") -> Any:
         """Compiled once for a model."""
         assert isinstance(model, GaussianModel)
-        if (id(model), task) not in self._samplers:
-            self._samplers[id(model), task] = sampler_of(self.sampler, model.denoiser, self.path, self.classes, task)
-        return self._samplers[id(model), task]
+        known = self._samplers.setdefault(model, {})
+        if task not in known:
+            known[task] = sampler_of(self.sampler, model.denoiser, self.path, self.classes, task)
+        return known[task]
 
     def _condition(self, model: nn.Module, labels: Sequence[int | None]) -> dict[str, Tensor]:
         numbers = [self._label(label) for label in labels]

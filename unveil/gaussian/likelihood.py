@@ -22,8 +22,8 @@ from torch import Tensor
 from unveil.data.noise import generator
 from unveil.errors import UserError
 from unveil.gaussian.bound import Denoise
+from unveil.gaussian.integrator import EQUAL_STEPS, Adaptive, Fixed, Slope, spread
 from unveil.gaussian.level import Level, Path
-from unveil.gaussian.runge_kutta import EQUAL_STEPS, Adaptive, Fixed, Slope, spread
 
 CEILING = 100.0
 """C: where the clock turns from log n to -1 / n. Any number is exact; this one is above the noise at which images tell apart."""

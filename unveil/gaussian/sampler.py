@@ -250,7 +250,10 @@ class Sampler(Loop):
         for one in tape.instructions:
             match one:
                 case Raw():
-                    vectors[one.into] = self._answer(evaluate(one.at, vectors), one.noise, state.condition)
+                    noise = one.noise.flatten() if isinstance(one.noise, Tensor) else one.noise
+                    inside = evaluate(one.at, vectors).to(self.dtype if self._parameter is None else self._parameter.dtype)
+                    output, _ = self.denoiser.answer(inside, noise, state.condition)  # type: ignore[attr-defined]
+                    vectors[one.into] = output.to(state.x.dtype)
                 case Call():
                     at = evaluate(one.at, vectors)
                     if one.share:
@@ -298,18 +301,6 @@ class Sampler(Loop):
         fresh = {(i, 1): value for i, value in enumerate(new)}
         older = {(i, age + 1): value for (i, age), value in ((_place(name), value) for name, value in kept.items())}
         return {f"k{i}-{age}": value for (i, age), value in {**older, **fresh}.items() if age <= self._reach.get(i, 0)}
-
-    def _answer(self, x: Tensor, noise: Any, condition: Mapping[str, Tensor]) -> Tensor:
-        """What the bare network says. Twin of ``Denoiser.forward`` without the linear map, which is in the tape."""
-        dtype = x.dtype if self._parameter is None else self._parameter.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        several = isinstance(noise, Tensor)
-        times = noise.flatten().to(wide) if several else torch.full((len(x),), noise, dtype=wide, device=x.device)
-        answer = self.denoiser.network(x.to(dtype), times, **condition)  # type: ignore[attr-defined]
-        if answer.shape != x.shape:
-            shapes = f"{tuple(answer.shape)} for an input of {tuple(x.shape)}"
-            raise UserError("denoiser.network", f"got an output of shape {shapes}", "return a tensor like the input")
-        return answer.to(x.dtype)
 
 
 def _place(name: str) -> tuple[int, int]:

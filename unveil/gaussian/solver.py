@@ -9,6 +9,7 @@ makes a ``Solver`` of the function. Calling that samples: ``ddim(denoiser, grid,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -109,8 +110,32 @@ class Traits(NamedTuple):
     minimal: int
 
 
+class Samples(ABC):
+    """What all solvers share: being called to sample."""
+
+    @abstractmethod
+    def sampler(
+        self, denoiser: Callable[..., Tensor], grid: Grid, *, dtype: torch.dtype = torch.float32, clip: float | None = None, **options: Any
+    ) -> Any:
+        """The loop over the grid; raises UserError for what the solver or the grid refuses."""
+
+    def __call__(
+        self,
+        denoiser: Callable[..., Tensor],
+        grid: Grid,
+        shape: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        *,
+        x: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Sample from noise (or from ``x``) to the last instant of the grid, ``[B, ...]``; ``options`` as of ``sampler``."""
+        return self.sampler(denoiser, grid, **options).sample(shape, seeds, x, **(condition or {}))
+
+
 @dataclass(frozen=True)
-class Solver:
+class Solver(Samples):
     """A step function and its traits.
 
     Args:
@@ -203,20 +228,6 @@ class Solver:
         from unveil.gaussian.sampler import Sampler
 
         return Sampler(denoiser, grid, self, dtype=dtype, clip=clip, **options)
-
-    def __call__(
-        self,
-        denoiser: Callable[..., Tensor],
-        grid: Grid,
-        shape: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-        *,
-        x: Tensor | None = None,
-        condition: Mapping[str, Tensor] | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Sample from noise (or from ``x``) to the last instant of the grid, ``[B, ...]``; ``options`` as of ``sampler``."""
-        return self.sampler(denoiser, grid, **options).sample(shape, seeds, x, **(condition or {}))
 
 
 def first_order(x: Vector, t: Instant, s: Instant, denoised: Vector) -> Vector:

@@ -6,7 +6,7 @@ On the clock log n the flow is dy/dlog n = y - D with y = x / alpha, the same fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from unveil.errors import UserError
 from unveil.gaussian.grid import Grid
+from unveil.gaussian.integrator import DORMAND_PRINCE, Tableau, verdict, weighted_sum
 from unveil.gaussian.level import Level
 from unveil.gaussian.output import along
-from unveil.gaussian.runge_kutta import DORMAND_PRINCE, Tableau
 from unveil.gaussian.sampler import Loop, Snapshot, State
-from unveil.gaussian.solver import Between, Traits
+from unveil.gaussian.solver import Between, Samples, Traits
 
 BOGACKI_SHAMPINE = Tableau(
     (0.0, 1 / 2, 3 / 4, 1.0),
@@ -35,7 +35,7 @@ TOLERANCE = Between(1e-5, 1e-13, 1.0)
 
 
 @dataclass(frozen=True)
-class AdaptiveSolver:
+class AdaptiveSolver(Samples):
     """An embedded pair.
 
     Args:
@@ -68,20 +68,6 @@ class AdaptiveSolver:
             if wrong := TOLERANCE.check(value):
                 raise UserError(f"sampler.{name}", f"got {value} for '{self.name}'", wrong)
         return AdaptiveSampler(denoiser, grid, self, dtype, clip, **options)
-
-    def __call__(
-        self,
-        denoiser: Callable[..., Tensor],
-        grid: Grid,
-        shape: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-        *,
-        x: Tensor | None = None,
-        condition: Mapping[str, Tensor] | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """Sample from noise (or from ``x``) to the last instant of the grid, ``[B, ...]``; ``options`` as of ``sampler``."""
-        return self.sampler(denoiser, grid, **options).sample(shape, seeds, x, **(condition or {}))
 
 
 class AdaptiveSampler(Loop):
@@ -138,13 +124,11 @@ class AdaptiveSampler(Loop):
         step_B = torch.where(reaches_B, left_B, state.kept["step"])
         h = along(step_B, y).to(y.dtype)
         for node, row in zip(tableau.nodes[1:], tableau.stages[1:], strict=True):
-            after = y + h * _sum(row, slopes)
+            after = y + h * weighted_sum(row, slopes)
             slopes.append(self._slope(after, clock_B + node * step_B, state))
-        error = h * _sum(tableau.error, slopes) / (self.atol + self.rtol * torch.maximum(y.abs(), after.abs()))
+        error = h * weighted_sum(tableau.error, slopes) / (self.atol + self.rtol * torch.maximum(y.abs(), after.abs()))
         error_B = error.flatten(1).double().square().mean(1).sqrt()
-        # an error that is not a number refuses the step, and the next is the shortest
-        taken_B = error_B <= 1.0
-        growth_B = (0.9 * error_B.clamp(min=1e-10) ** (-1.0 / self.solver.order)).nan_to_num(0.0).clamp(0.2, 5.0)
+        taken_B, growth_B = verdict(error_B, self.solver.order)
         taken, arrived = along(taken_B, y).bool(), along(taken_B & reaches_B, y).bool()
         image = after - slopes[-1]
         state.x = torch.where(taken, after, y)
@@ -159,14 +143,6 @@ class AdaptiveSampler(Loop):
             raise UserError("sampler.rtol", f"a sample needs more than {self.max_steps} steps", "raise rtol and atol")
         end = image if self.grid.clean else state.x * self._scale
         return self._leave(state, torch.where(arrived, end, state.x), final, lambda: image)
-
-
-def _sum(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(slopes[0])
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            total.add_(slope, alpha=weight)
-    return total
 
 
 bosh3 = AdaptiveSolver("bosh3", BOGACKI_SHAMPINE, 3)

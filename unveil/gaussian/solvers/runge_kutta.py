@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from unveil.gaussian.integrator import Tableau
 from unveil.gaussian.level import Level
-from unveil.gaussian.runge_kutta import Tableau
 from unveil.gaussian.solver import Between, OneOf, Options, Step, solver
 from unveil.gaussian.tape import Vector
 

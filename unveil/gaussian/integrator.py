@@ -79,7 +79,7 @@ class Fixed:
             for node, row in zip(tableau.nodes, tableau.stages, strict=True):
                 slopes.append(velocity((i + node) * h, _advance(x, h, row, slopes), None))
             x = _advance(x, h, tableau.weights, slopes)
-            log_det_B = log_det_B + h * _sum(tableau.weights, [slope for _, slope in slopes])
+            log_det_B = log_det_B + h * weighted_sum(tableau.weights, [slope for _, slope in slopes])
         return x, log_det_B, torch.full((len(x),), self.steps * len(tableau.nodes))
 
 
@@ -114,14 +114,12 @@ class Adaptive:
                 slopes.append(velocity(s_B + node * h_B, _advance(x, h_B, row, slopes), rows))
             evaluations[rows.cpu()] += len(tableau.nodes) - 1
             log_slopes = [slope for _, slope in slopes]
-            after, log_after_B = _advance(x, h_B, tableau.weights, slopes), log_det_B + h_B * _sum(tableau.weights, log_slopes)
-            error_B = self._error(x, after, spread(h_B, x) * _sum(tableau.error, [slope for slope, _ in slopes]))
+            after, log_after_B = _advance(x, h_B, tableau.weights, slopes), log_det_B + h_B * weighted_sum(tableau.weights, log_slopes)
+            error_B = self._error(x, after, spread(h_B, x) * weighted_sum(tableau.error, [slope for slope, _ in slopes]))
             dims = x[0].numel()
-            log_error_B = self._error(log_det_B / dims, log_after_B / dims, h_B * _sum(tableau.error, log_slopes) / dims)
+            log_error_B = self._error(log_det_B / dims, log_after_B / dims, h_B * weighted_sum(tableau.error, log_slopes) / dims)
             worst_B = torch.maximum(error_B, log_error_B)
-            # nan is refused, and the step shrinks
-            taken_B = worst_B <= 1.0
-            growth_B = (0.9 * worst_B.clamp(min=1e-10) ** -0.2).nan_to_num(0.0).clamp(0.2, 5.0)
+            taken_B, growth_B = verdict(worst_B, order=5)
             arrived_B = taken_B & (s_B + h_B >= 1.0)
             taken = along(taken_B, x).bool()
             x, log_det_B = torch.where(taken, after, x), torch.where(taken_B, log_after_B, log_det_B)
@@ -151,6 +149,16 @@ class Adaptive:
 EQUAL_STEPS = Fixed()
 
 
+def verdict(error_B: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """Whether each sample's step is taken, and by what factor its next one grows (Hairer, Norsett and Wanner 1993, II.4).
+
+    Args:
+        error_B: error over tolerance; what is not a number refuses the step, and the next is the shortest.
+        order: of the method; its error estimate is of one order below, so it goes as the step to this power.
+    """
+    return error_B <= 1.0, (0.9 * error_B.clamp(min=1e-10) ** (-1.0 / order)).nan_to_num(0.0).clamp(0.2, 5.0)
+
+
 def spread(value: float | Tensor, x: Tensor) -> float | Tensor:
     """A number as it is, or numbers per sample in the shape that goes with x."""
     return along(value, x) if isinstance(value, Tensor) else value
@@ -160,10 +168,11 @@ def _advance(x: Tensor, h: float | Tensor, weights: Sequence[float], slopes: Seq
     """x + h times the weighted sum of the slopes known so far."""
     if not weights:
         return x
-    return x + spread(h, x) * _sum(weights, [slope for slope, _ in slopes])
+    return x + spread(h, x) * weighted_sum(weights, [slope for slope, _ in slopes])
 
 
-def _sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+def weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """Sum of weight times value over tensors of one shape; weights of 0 cost nothing."""
     total = torch.zeros_like(values[0])
     for weight, value in zip(weights, values, strict=True):
         if weight:

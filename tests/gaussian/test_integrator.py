@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unveil.errors import UserError
-from unveil.gaussian.runge_kutta import DORMAND_PRINCE, HEUN, RK4, Adaptive, Fixed
+from unveil.gaussian.integrator import DORMAND_PRINCE, HEUN, RK4, Adaptive, Fixed
 
 
 def spiral(s, x, rows):
