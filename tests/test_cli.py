@@ -6,6 +6,7 @@ import pytest
 
 from unveil import cli, verbs
 from unveil.errors import UserError
+from unveil.verbs.shared import memory_answered
 
 
 def test_dotted_keys_are_settings_and_all_else_is_the_verbs() -> None:
@@ -81,9 +82,9 @@ def test_how_a_verb_ends(
 def test_running_out_of_memory_is_answered_with_what_plan_advises(error: Exception) -> None:
     from unveil import recipe as recipes
 
-    with pytest.raises(UserError, match=r"--data\.packing-length 128 --training\.packs 2"), verbs._memory_answered(recipes.load("tiny")):
+    with pytest.raises(UserError, match=r"--data\.packing-length 128 --training\.packs 2"), memory_answered(recipes.load("tiny")):
         raise error
-    with pytest.raises(RuntimeError, match="other"), verbs._memory_answered(None):
+    with pytest.raises(RuntimeError, match="other"), memory_answered(None):
         raise RuntimeError("other")
 
 

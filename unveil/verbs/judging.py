@@ -1,0 +1,110 @@
+"""Verbs that judge: evaluate, report, doctor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from unveil.errors import UserError
+from unveil.verbs.shared import OfRun, Overrides, no_settings, numbers, table
+
+
+@dataclass(frozen=True)
+class Evaluate(OfRun):
+    """Score a run: held-out text in bits per byte; images by their distance to real ones, at any number of network evaluations."""
+
+    split: Literal["validation", "test"] = "validation"
+    tokens: int | None = None
+    """How many tokens (or images) at the most; 0 takes all. The recipe's number if not given."""
+    draws: int | None = None
+    """Monte-Carlo draws per sequence or image."""
+    nfe: str | None = None
+    """Of images: network evaluations per image to compare, as 5,10,20,50."""
+    solvers: str | None = None
+    """Of images: solvers to compare, as heun,dpmpp-2m; the run's own if not given."""
+    samples: int | None = None
+    """Of images: how many to generate. The recipe's number if not given."""
+    inception: str = ""
+    """Of images: file of Inception's weights; without it a small classifier trained on the same images gives the features."""
+    bits: bool = False
+    """Of images: bits per dimension of held-out images, beside the distances."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self, overrides: Overrides) -> None:
+        import json
+        from dataclasses import asdict
+
+        from unveil.families import EXACT
+        from unveil.image_run import ImageRun
+        from unveil.run import load
+
+        no_settings(overrides, "evaluate")
+        run = load(self.path)
+        if isinstance(run, ImageRun):
+            self._images(run)
+            return
+        bits = run.evaluate(self.split, self.tokens, self.draws)
+        exact = run.recipe.family in EXACT
+        if self.json:
+            print(json.dumps({"split": self.split, "bound": not exact, **asdict(bits)}))
+            return
+        sign = "" if exact else "at most "
+        print(f"{self.split}: {sign}{bits.content:.4f} ± {bits.stderr:.4f} bits per byte ({bits.nats_per_token:.4f} nats per token)")
+        print(
+            f"{bits.tokens:,} tokens, {bits.bytes:,} bytes in {bits.sequences:,} sequences; a document's end costs {bits.ending:.2f} bits"
+        )
+
+    def _images(self, run: Any) -> None:
+        import json
+        from dataclasses import asdict
+
+        from unveil.quality import measured, record
+
+        counts = numbers("--nfe", self.nfe) if self.nfe is not None else []
+        solvers = self.solvers.split(",") if self.solvers else []
+        found = measured(run, counts, solvers, self.samples, self.inception, self.tokens, self.draws if self.bits else 0)
+        record(run, found)
+        if self.json:
+            print(json.dumps(asdict(found)))
+            return
+        table(found.lines())
+
+
+@dataclass(frozen=True)
+class Report:
+    """One self-contained HTML page for a run, or for several side by side."""
+
+    runs: Positional[tuple[str, ...]]
+    """Run directories."""
+    out: str = ""
+    """The page; report.html in the first run's directory if not given."""
+
+    def run(self, overrides: Overrides) -> None:
+        no_settings(overrides, "report")
+        from unveil.report.page import write
+        from unveil.report.run import RunReport
+
+        if not self.runs:
+            raise UserError("runs", "none given", "name at least one run directory")
+        out = Path(self.out or Path(self.runs[0]) / "report.html")
+        runs = [RunReport.read(Path(run), i) for i, run in enumerate(self.runs)]
+        write(runs, out)
+        print(out.resolve().as_uri())
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Versions, devices and measured peaks; for a run: its weights, shapes, and bits per byte on a sample."""
+
+    path: Positional[str] = ""
+    """A run directory or a folder with an exported model."""
+
+    def run(self, overrides: Overrides) -> None:
+        no_settings(overrides, "doctor")
+        from unveil import doctor
+
+        table(doctor.checkpoint(self.path) if self.path else doctor.machine())
