@@ -26,7 +26,7 @@ clean:
 	rm -rf .venv
 
 .venv/installed: pyproject.toml constraints.txt .ci/install
-	PYTHON="$(PYTHON)" .ci/install .
+	PYTHON="$(PYTHON)" .ci/install '.[images]'
 	touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt .ci/install

@@ -17,7 +17,16 @@ from rich.table import Table
 from benchmarks.measure import Row, machine
 from unveil.errors import UserError
 
-NAMES = ("training_throughput", "packing", "decoding", "solver_order", "solver_overhead", "unet_training")
+NAMES = (
+    "training_throughput",
+    "packing",
+    "decoding",
+    "solver_order",
+    "solver_overhead",
+    "unet_training",
+    "diffusion_decoding",
+    "streaming",
+)
 """Each a module with ``rows() -> list[Row]``."""
 
 

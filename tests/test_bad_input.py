@@ -174,8 +174,69 @@ def _photos(p: Place, *sizes: tuple[str, tuple[int, int]], corrupt: bool = False
     return ["train", "edm-digits", "--data", str(p.folder / "photos"), "--run-dir", str(p.folder / "new")]
 
 
+def _encoded(p: Place, *more: str, captions: str = "ab") -> list[str]:
+    """Train on two images, some with captions, by encoders."""
+    args = _photos(p, ("RGB", (8, 8)), ("RGB", (8, 8)))
+    for name in captions:
+        p.write(f"photos/{name}.txt", "words")
+    return [*args, *more]
+
+
+def _autoencoder(p: Place, **settings: Any) -> str:
+    """A small autoencoder whose config says otherwise than its weights."""
+    import diffusers
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",), "block_out_channels": (8,)}
+    diffusers.AutoencoderKL(**blocks, norm_num_groups=4).save_pretrained(p.folder / "vae")
+    config = p.folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return str(p.folder / "vae")
+
+
+def _text_encoder(p: Place, tokenizer: bool) -> str:
+    """A small encoder, with its tokenizer or without."""
+    import tokenizers
+    import transformers
+
+    sizes = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(p.folder / "bert")
+    if tokenizer:
+        words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+        transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(p.folder / "bert")
+    return str(p.folder / "bert")
+
+
+def _taught(p: Place, teacher: Path) -> list[str]:
+    """Reflow from a teacher that does not do."""
+    return ["train", "rf-digits-reflow", "--objective.teacher", str(teacher), "--run-dir", str(p.folder / "student")]
+
+
+def _photo_folder(p: Place) -> Path:
+    """Images of another shape than digits."""
+    _photos(p, ("L", (9, 9)), ("L", (9, 9)))
+    return p.folder / "photos"
+
+
 def _draw(p: Place, *more: str) -> list[str]:
     return ["sample", str(p.images), *more]
+
+
+def _theirs(p: Place, change: Callable[[Path], object], verb: str = "sample") -> list[str]:
+    """The images as a folder of diffusers, in which something is wrong."""
+    cli.main(["convert", str(p.images), str(p.folder / "theirs")])
+    change(p.folder / "theirs")
+    return [verb, str(p.folder / "theirs")]
+
+
+def _their_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def _say(path: Path, **settings: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
 Args = Callable[[Place], list[str]]
@@ -240,6 +301,32 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "prompt that leaves too little room": (
         lambda p: ["sample", str(p.ar), "--prompt", "x" * (CONTEXT - 5)],
         ("prompt", "8 new", "--sampler.length 4"),
+    ),
+    "infill of no tokens": (lambda p: ["sample", str(p.run), "--infill", "a<mask:0>b"], ("infill", "<mask:0>", "at least one")),
+    "fewer steps than windows": (
+        lambda p: ["sample", str(p.run), "--sampler.steps", "2", "--sampler.window", "3"],
+        ("sampler.steps", "got 2 steps for 3 windows", "at least 3 steps or a window of at least 4"),
+    ),
+    "a block model's cache for another": (
+        lambda p: ["sample", str(p.run), "--sampler.cache", "block"],
+        ("sampler.cache", "'block'", "every token sees every other", "prefix or dual"),
+    ),
+    "cache without windows": (lambda p: ["sample", str(p.run), "--sampler.cache", "dual"], ("sampler.cache", "'dual'", "--sampler.window")),
+    "commit rule that chooses by chance, and an order": (
+        lambda p: ["sample", str(p.run), "--sampler.commit", "first-hitting"],
+        ("sampler.order", "'confidence'", "--sampler.order random"),
+    ),
+    "step of a score model for another": (
+        lambda p: ["sample", str(p.run), "--sampler.commit", "tweedie"],
+        ("sampler.commit", "'tweedie'", "SEDD", "ancestral"),
+    ),
+    "sliding context beyond the model's": (
+        lambda p: ["sample", str(p.run), "--sampler.context", "999"],
+        ("sampler.context", "999", f"context is {CONTEXT}", "take at most"),
+    ),
+    "prompt to lead away from without guidance": (
+        lambda p: ["sample", str(p.run), "--sampler.negative", "x"],
+        ("sampler.negative", "'x'", "--sampler.guidance"),
     ),
     "infill without a mask": (lambda p: ["sample", str(p.run), "--infill", "nothing missing"], ("infill", "no gap", "<mask>")),
     "two gaps for an autoregressive model": (
@@ -309,6 +396,122 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: ["evaluate", str(p.images), "--inception", p.write("i.pt", b"x")],
         ("--inception", "i.pt", "TorchScript"),
     ),
+    "foreign weight that is missing": (
+        lambda p: _theirs(p, lambda f: _their_weights(f, lambda t: t.pop("conv_in.weight"))),
+        ("diffusion_pytorch_model.safetensors", "'conv_in.weight' is missing", "config.json"),
+    ),
+    "foreign weight too many": (
+        lambda p: _theirs(p, lambda f: _their_weights(f, lambda t: t.update(more=torch.zeros(1)))),
+        ("diffusion_pytorch_model.safetensors", "'more'", "both whole"),
+    ),
+    "foreign weights of another config": (
+        lambda p: _theirs(p, lambda f: _say(f / "unet" / "config.json", block_out_channels=[16]), "doctor"),
+        ("diffusion_pytorch_model.safetensors", "shape", "wanted", "config.json beside it"),
+    ),
+    "foreign weights cut off": (
+        lambda p: _theirs(p, lambda f: p.damaged(f / "unet" / "diffusion_pytorch_model.safetensors", lambda data: data[:99])),
+        ("diffusion_pytorch_model.safetensors", "truncated or corrupted", "download"),
+    ),
+    "foreign config cut off": (
+        lambda p: _theirs(p, lambda f: p.damaged(f / "unet" / "config.json", lambda data: data[:20])),
+        ("config.json", "no JSON", "download"),
+    ),
+    "foreign weights that are pickled": (
+        lambda p: _theirs(p, lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(f / "unet" / "pytorch.bin")),
+        ("pytorch.bin", "pickled", "safetensors"),
+    ),
+    "unknown scheduler": (
+        lambda p: _theirs(p, lambda f: _say(f / "scheduler" / "scheduler_config.json", _class_name="DDIMSchedular"), "evaluate"),
+        ("scheduler_config.json", "'DDIMSchedular'", "did you mean 'DDIMScheduler'"),
+    ),
+    "unknown pipeline": (
+        lambda p: _theirs(p, lambda f: _say(f / "model_index.json", _class_name="FluxPipeline")),
+        ("model_index.json", "'FluxPipeline'", "'DiTPipeline'"),
+    ),
+    "images of a foreign model that are not there": (
+        lambda p: _theirs(p, lambda f: None, "evaluate"),
+        ("--data", "without the images", "give such images"),
+    ),
+    "real images for a text": (lambda p: ["evaluate", str(p.run), "--data", "x"], ("--data", "run of text", "leave it out")),
+    "folder to convert to that exists": (lambda p: ["convert", str(p.images), str(p.folder)], ("exists", "another name")),
+    "text as diffusers": (
+        lambda p: ["convert", str(p.run), str(p.folder / "new"), "--to", "diffusers"],
+        ("--to", "'diffusers' is a form for models of images", "hf"),
+    ),
+    "form that it has": (
+        lambda p: ["convert", str(p.images), str(p.folder / "new"), "--to", "unveil"],
+        ("--to", "'unveil'", "other form"),
+    ),
+    "padding beyond the context": (
+        lambda p: ["train", "llada-python", "--objective.end-padding", "5000"],
+        ("objective.end_padding", "5000", "data.context"),
+    ),
+    "time for a network that nobody tells": (
+        lambda p: ["train", "llada-python", "--model.time-conditioning", "true"],
+        ("model.time_conditioning", "'masked'", "set it to false"),
+    ),
+    "attention window with blocks": (
+        lambda p: ["train", "bd3-shakespeare", "--model.window", "8"],
+        ("model.window", "blocks", "set it to 0"),
+    ),
+    "noise that does not grow": (
+        lambda p: ["train", "sedd-uniform-shakespeare", "--objective.sigma-min", "30"],
+        ("objective.sigma_min", "30", "objective.sigma_max"),
+    ),
+    "rule for masks without masks": (
+        lambda p: ["train", "sedd-uniform-shakespeare", "--data", str(p.text), "--sampler.commit", "quota"],
+        ("sampler.commit", "'quota'", "take --sampler.commit tweedie"),
+    ),
+    "path that has no such setting": (
+        lambda p: ["train", "edm-digits", "--objective.path.beta-max", "3"],
+        ("objective.path.beta_max", "'edm'", "leave it out"),
+    ),
+    "autoencoder whose config contradicts its weights": (
+        lambda p: _encoded(p, "--data.autoencoder", _autoencoder(p, latent_channels=7)),
+        ("vae", "does not load", "of the same model"),
+    ),
+    "images that an autoencoder does not take": (
+        lambda p: [*_photos(p, ("L", (8, 8))), "--data.autoencoder", _autoencoder(p), "--data.hold-out", "0"],
+        ("data.mode", "1 channel", "takes 3", '"rgb"'),
+    ),
+    "autoencoder that is not there": (lambda p: _encoded(p, "--data.autoencoder", "vae"), ("vae", "config.json", "is missing")),
+    "encoder without a tokenizer": (
+        lambda p: _encoded(p, "--data.captions", ".txt", "--data.text-encoder", _text_encoder(p, False)),
+        ("bert", "no tokenizer", "tokenizer.json"),
+    ),
+    "captions without an encoder": (lambda p: _encoded(p, "--data.captions", ".txt"), ("data.text_encoder", "empty", "give both")),
+    "image without a caption": (
+        lambda p: _encoded(p, "--data.captions", ".txt", "--data.text-encoder", _text_encoder(p, True), captions="a"),
+        ("b.png", "no b.txt", "write one"),
+    ),
+    "captions of digits": (
+        lambda p: ["train", "edm-digits", "--data.captions", ".txt", "--data.text-encoder", "x"],
+        ("data.captions", "'digits' has none", "folder"),
+    ),
+    "augmentation of latents": (
+        lambda p: _encoded(p, "--data.autoencoder", "vae", "--data.augment.probability", "0.1"),
+        ("data.augment.probability", "0.1", "latents", "set it to 0"),
+    ),
+    "unknown toy": (lambda p: ["train", "rf-toy", "--data.path", "moon"], ("data.path", "'moon'", "did you mean 'moons'")),
+    "reflow without a teacher": (lambda p: ["train", "rf-digits", "--objective.coupling", "reflow"], ("objective.teacher", "empty")),
+    "distillation without reflow": (
+        lambda p: ["train", "rf-digits", "--objective.distill", "1"],
+        ("objective.distill", "'independent'", "take 'reflow'"),
+    ),
+    "teacher that is not there": (lambda p: _taught(p, p.folder / "nobody"), ("objective.teacher", "nobody", "no finished run")),
+    "teacher of text": (lambda p: _taught(p, p.run), ("objective.teacher", "run of text", "run of images")),
+    "teacher of another form": (lambda p: _taught(p, p.images), ("objective.teacher", "objective.path", "of the same")),
+    "teacher of another shape": (
+        lambda p: [*_taught(p, p.images), "--data", str(_photo_folder(p))],
+        ("objective.teacher", "shape [1, 8, 8]", "[1, 9, 9]"),
+    ),
+    "average of a run without averages": (lambda p: ["average", str(p.run), "--width", "0.1"], ("no averages", "ema-widths")),
+    "average of no such width": (lambda p: ["average", str(p.run), "--width", "0.4"], ("width", "0.4", "0.2887")),
+    "widths of no such averages": (
+        lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"],
+        ("training.ema_widths", "0.5"),
+    ),
+    "no seeds": (lambda p: ["evaluate", str(p.images), "--seeds", "0"], ("--seeds", "0", "1 or more")),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),
 }
 

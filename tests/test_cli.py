@@ -34,6 +34,11 @@ def test_every_verb_parses() -> None:
         "data inspect tiny": verbs.Data(verbs.Inspect("tiny")),
         "demo": verbs.Demo(),
         "plan tiny --memory 1GiB": verbs.Plan("tiny", memory="1GiB"),
+        "average run --width 0.08 --step 5": verbs.Average("run", width=0.08, step=5),
+        "convert run folder --to diffusers": verbs.Convert("run", "folder", to="diffusers"),
+        "scaling plan --compute 1e20": verbs.Scaling(verbs.PlanScale(compute="1e20")),
+        "scaling sweep tiny --out d --compute 1e10,1e11": verbs.Scaling(verbs.SweepScale("tiny", out="d", compute="1e10,1e11")),
+        "scaling fit a b": verbs.Scaling(verbs.FitScale(("a", "b"))),
         "doctor": verbs.Doctor(),
     }
     for line, verb in parsed.items():

@@ -7,12 +7,22 @@ from typing import Any
 import pytest
 
 from unveil import demo as module
+from unveil import demo_digits
 from unveil import recipe as recipes
-from unveil.config import AutoregressiveRecipe, EvaluationConfig, NextTokenSamplerConfig, TextDataConfig, TokenizerConfig, TrainingConfig
+from unveil.config import (
+    AutoregressiveRecipe,
+    EvaluationConfig,
+    GaussianRecipe,
+    NextTokenSamplerConfig,
+    TextDataConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from unveil.config import TransformerConfig as Network
 from unveil.demo import AUTOREGRESSIVE, MASKED, NETWORKS, RECIPE, demo, network, scaled, twin
+from unveil.demo_digits import DIGITS
 from unveil.errors import UserError
-from unveil.family import TokenTimeline
+from unveil.family import Curve, ImageGrid, Table, TokenTimeline
 from unveil.report.evidence import Evidence
 
 
@@ -27,11 +37,25 @@ def tiny(cache: Path) -> AutoregressiveRecipe:
     )
 
 
+def tiny_digits(cache: Path) -> GaussianRecipe:
+    asked = demo_digits.recipe(1.0)
+    return replace(
+        asked,
+        data=replace(asked.data, limit=300, batch=16, cache=str(cache)),
+        model=replace(asked.model, channels=(8, 8), head_width=8),
+        training=replace(asked.training, steps=4, minutes=0.0, log_every=1, evaluate_every=0),
+        sampler=replace(asked.sampler, steps=3),
+    )
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AutoregressiveRecipe, list[str]]:
     folder, said = tmp_path_factory.mktemp("demo"), []
     recipe = tiny(folder / "cache")
-    page = demo(folder / "demo", 0, recipe, said.append)
+    quick = pytest.MonkeyPatch()
+    quick.setattr(demo_digits, "COMPARED", 20)
+    page = demo(folder / "demo", 0, recipe, tiny_digits(folder / "cache"), said.append)
+    quick.undo()
     assert page == folder / "demo" / "report.html"
     return folder / "demo", recipe, said
 
@@ -49,8 +73,22 @@ def test_the_page_shows_both_on_the_same_bytes(made: tuple[Path, Any, list[str]]
         assert titles == ["A sample as it was uncovered", "A hole in a function, filled"]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "masked diffusion" in page and len(page) < 3_000_000
-    assert said[0].startswith("[1/6]") and (folder / "report.html").resolve().as_uri() in said[-2]
+    assert said[0].startswith("[1/7]") and (folder / "report.html").resolve().as_uri() in said[-2]
     assert len(said[-1].splitlines()) == 3
+
+
+def test_the_digits_are_shown_class_by_class(made: tuple[Path, Any, list[str]]) -> None:
+    folder, _, _ = made
+    evidence = Evidence.load(folder / DIGITS)
+    grids = {view.title: view for view in evidence.views if isinstance(view, ImageGrid)}
+    assert set(grids) == {"Every digit out of noise", "From one digit to another", "Half a digit made anew"}
+    shown = grids["Every digit out of noise"]
+    assert len(shown.sheets) == 3 and shown.labels[0].startswith("step 1 of 3, noise 80")
+    assert shown.width == 10 * 9 - 1 and shown.height == 8 * 9 - 2 + 3
+    assert evidence.headline is not None and "right on" in evidence.headline.note
+    assert any(isinstance(view, Curve) and view.section == "Quality" for view in evidence.views)
+    table = next(view for view in evidence.views if isinstance(view, Table))
+    assert [row[:2] for row in table.rows] == [[s, n] for s in demo_digits.SOLVERS for n in demo_digits.COUNTS] or len(table.rows) == 9
 
 
 def test_the_baselines_see_exactly_the_scored_bytes(made: tuple[Path, AutoregressiveRecipe, list[str]]) -> None:
@@ -68,9 +106,11 @@ def test_what_is_there_is_not_done_again(made: tuple[Path, AutoregressiveRecipe,
     page = folder / "report.html"
     before = page.read_bytes()
     page.unlink()
+    for name in ("train", "load"):
+        monkeypatch.setattr(demo_digits, name, lambda *_, **__: pytest.fail("done again"))
     for name in ("train", "baselines", "load"):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("done again"))
-    demo(folder, 0, recipe, lambda _: None)
+    demo(folder, 0, recipe, announce=lambda _: None)
     assert page.read_bytes() == before
 
 
@@ -86,9 +126,12 @@ def test_an_interrupted_demo_goes_on(tmp_path: Path, made: tuple[Path, Autoregre
         return real(asked, directory, resume, console=False)
 
     monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "missing", lambda: "scikit-learn")
     with pytest.raises(KeyboardInterrupt):
-        demo(tmp_path, 0, recipe, lambda _: None)
-    demo(tmp_path, 0, recipe, lambda _: None)
+        demo(tmp_path, 0, recipe, announce=lambda _: None)
+    said: list[str] = []
+    demo(tmp_path, 0, recipe, announce=said.append)
+    assert any("it needs scikit-learn (pip install scikit-learn)" in line for line in said) and not (tmp_path / DIGITS).exists()
     assert trained == [AUTOREGRESSIVE, MASKED, MASKED]
     for name in (AUTOREGRESSIVE, MASKED):
         assert Evidence.load(tmp_path / name).bits == Evidence.load(folder / name).bits

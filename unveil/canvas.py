@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unveil.autoregressive import infill as fim
-from unveil.config import AutoregressiveRecipe, TextRecipe
+from unveil.config import AutoregressiveRecipe, DiscreteRecipe, TextRecipe
 from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError
 from unveil.family import Request
@@ -38,7 +38,7 @@ class Canvas:
 
 def prompted(text: str, recipe: TextRecipe, tokenizer: Tokenizer, seed: int) -> Canvas:
     """Go on from ``text`` by ``sampler.length`` tokens. Raises UserError where both do not fit into the context."""
-    tokens = np.concatenate([[tokenizer.vocabulary.start], tokenizer.encode(text)]).astype(np.int64)
+    tokens = tokenizer.opened(text)
     _fits("prompt", len(tokens), recipe.sampler.length, recipe)
     return Canvas(Request(tokens, recipe.sampler.length, seed))
 
@@ -50,17 +50,17 @@ def filled(text: str, recipe: TextRecipe, tokenizer: Tokenizer, seed: int) -> Ca
     fill-in-the-middle, the number being the most it may write. Raises UserError for a text without a gap or of more than the family
     can fill, and where it does not fit into the context.
     """
-    pieces, sizes = [tokenizer.encode(piece) for piece in GAP.split(text)[::2]], [int(n) if n else None for n in GAP.findall(text)]
+    texts, sizes = GAP.split(text)[::2], [int(n) if n else None for n in GAP.findall(text)]
     if not sizes:
         raise UserError("infill", "no gap in the text", "write <mask> where text is missing, or <mask:12> for 12 tokens")
     if 0 in sizes:
         raise UserError("infill", "got <mask:0>", "ask for at least one token")
     if isinstance(recipe, AutoregressiveRecipe):
-        return _middle(pieces, sizes, recipe, tokenizer.vocabulary, seed)
+        return _middle([tokenizer.encode(piece) for piece in texts], sizes, recipe, tokenizer.vocabulary, seed)
     v = tokenizer.vocabulary
-    parts: list[Any] = [[v.start], pieces[0]]
-    for size, piece in zip(sizes, pieces[1:], strict=True):
-        parts += [np.full(size or GAP_TOKENS, v.mask), piece]
+    parts: list[Any] = [tokenizer.opened(texts[0])]
+    for size, piece in zip(sizes, texts[1:], strict=True):
+        parts += [np.full(size or GAP_TOKENS, v.mask), tokenizer.encode(piece)]
     tokens = np.concatenate(parts).astype(np.int64)
     _fits("infill", len(tokens), 0, recipe)
     return Canvas(Request(tokens, 0, seed), infill=True)
@@ -85,6 +85,10 @@ def _middle(pieces: list[Ids], sizes: list[int | None], recipe: AutoregressiveRe
 
 def _fits(field: str, given: int, length: int, recipe: TextRecipe) -> None:
     context = recipe.data.context
+    if isinstance(recipe, DiscreteRecipe) and (sliding := recipe.sampler.context):
+        if sliding > context:
+            raise UserError("sampler.context", f"got {sliding}, the model's context is {context}", f"take at most {context}")
+        return
     if given + length <= context:
         return
     room = context - given

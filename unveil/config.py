@@ -9,14 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from unveil.config_discrete import BlockConfig as BlockConfig
+from unveil.config_discrete import MaskedConfig as MaskedConfig
+from unveil.config_discrete import MaskedSamplerConfig as MaskedSamplerConfig
+from unveil.config_discrete import NoiseConfig as NoiseConfig
+from unveil.config_discrete import ScoreConfig as ScoreConfig
 from unveil.config_images import AugmentConfig as AugmentConfig
 from unveil.config_images import ConditionConfig as ConditionConfig
 from unveil.config_images import DiTConfig as DiTConfig
 from unveil.config_images import GaussianConfig as GaussianConfig
 from unveil.config_images import GaussianSamplerConfig as GaussianSamplerConfig
 from unveil.config_images import ImageDataConfig as ImageDataConfig
+from unveil.config_images import MLPConfig as MLPConfig
 from unveil.config_images import PathConfig as PathConfig
 from unveil.config_images import UNetConfig as UNetConfig
+from unveil.config_streams import CausalConfig as CausalConfig
+from unveil.config_streams import OadTRConfig as OadTRConfig
+from unveil.config_streams import RecurrentConfig as RecurrentConfig
+from unveil.config_streams import StreamDataConfig as StreamDataConfig
+from unveil.config_streams import StreamObjectiveConfig as StreamObjectiveConfig
+from unveil.config_streams import StreamSamplerConfig as StreamSamplerConfig
 from unveil.ranges import Count, Natural, NonNegative, Positive, Share
 from unveil.ranges import Range as Range
 
@@ -77,9 +89,22 @@ class TransformerConfig:
     heads: Count = 4
     kv_heads: Natural = 0
     """Heads of keys and values (grouped-query attention); 0 means as many as ``heads``."""
+    head_width: Natural = 0
+    """Of a query; 0 means the width over the heads."""
     hidden: Natural = 0
     """Width of the feed-forward; 0 means 8/3 of the width, rounded up to a multiple of 64."""
     qk_norm: bool = False
+    qkv_bias: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    feedforward: Literal["swiglu", "gelu"] = "swiglu"
+    """``gelu`` has biases."""
+    head_bias: bool = False
+    time_conditioning: bool = False
+    """Tell the blocks the noise level, by shift, scale and gate (adaLN)."""
+    condition: Natural = 0
+    """Width of what they are told; 0 means 128 if they are told anything. Given alone, they are told 0, as in MDLM."""
+    shift: bool = False
+    """What predicts a token is the state of the one before it, as in a network that was autoregressive (Dream)."""
     tie: bool = False
     """Share the embedding with the head."""
     rope_theta: Positive = 10000.0
@@ -99,20 +124,6 @@ class NextTokenConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedConfig:
-    schedule: Literal["linear", "log-linear", "cosine"] = "linear"
-    weight: Literal["bound", "flat"] = "bound"
-    """Weight of a masked token's loss: -alpha'/(1 - alpha), which makes the loss the likelihood bound, or 1."""
-    normalisation: Literal["token", "sequence"] = "token"
-    """Divide by all tokens of the step, or each sequence by its own length and then by the number of sequences."""
-    t_min: Share = 1e-3
-    t_max: Share = 1.0
-    """Times are drawn from U[t_min, t_max], stratified over the samples."""
-    random_length: Share = 0.01
-    """Share of samples cut to a length drawn from U{1..length} (LLaDA)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class NextTokenSamplerConfig:
     length: Count = 128
     """New tokens at the most."""
@@ -121,21 +132,6 @@ class NextTokenSamplerConfig:
     top_p: Annotated[float, Range(0, 1, open=True)] = 1.0
     min_p: Share = 0.0
     repetition_penalty: Positive = 1.0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedSamplerConfig:
-    length: Count = 128
-    """New tokens; the canvas is the prompt and this many masks."""
-    steps: Natural = 0
-    """Unmasking steps in all; 0 means one per new token."""
-    order: Literal["random", "confidence"] = "confidence"
-    window: Natural = 0
-    """Tokens uncovered left to right at a time (semi-autoregressive); 0 means the whole canvas."""
-    temperature: NonNegative = 1.0
-    end: Literal["free", "forbid", "last"] = "free"
-    """The end token: as the model says, never, or committed only when nothing else is left (zero confidence)."""
     stop: tuple[str, ...] = ()
 
 
@@ -174,9 +170,15 @@ class TrainingConfig:
     """Packs (micro-batches) in a step over all ranks; the number of ranks divides it."""
     ema: Share = 0.0
     """Decay of the averaged weights that are evaluated and exported; 0 keeps none."""
+    ema_widths: tuple[Annotated[float, Range(0, 12**-0.5, open=True)], ...] = ()
+    """Widths (relative to the steps so far) of further averages, of which ``unveil average`` makes one of any width after training; two
+    do, as 0.05 and 0.1."""
+    ema_every: Natural = 500
+    """Steps between the snapshots of these that are kept in ``averages/``; 0 keeps the last only."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute dtype; ``auto`` takes the faster of bfloat16 and float32 on this machine. Master weights are float32."""
     compile: Literal["auto", "on", "off"] = "auto"
+    """``auto`` compiles where a quarter of the run's time, measured on its first steps, is more than compiling takes."""
     log_every: Count = 10
     evaluate_every: Natural = 0
     """Steps between evaluations on held-out data; 0 evaluates at the end only."""
@@ -225,7 +227,7 @@ class DiscreteRecipe(Recipe):
     family: str = "discrete"
     data: TextDataConfig = field(default_factory=TextDataConfig)
     model: TransformerConfig = field(default_factory=TransformerConfig)
-    objective: MaskedConfig = field(default_factory=MaskedConfig)
+    objective: MaskedConfig | BlockConfig | ScoreConfig = field(default_factory=MaskedConfig)
     sampler: MaskedSamplerConfig = field(default_factory=MaskedSamplerConfig)
 
 
@@ -233,9 +235,18 @@ class DiscreteRecipe(Recipe):
 class GaussianRecipe(Recipe):
     family: str = "gaussian"
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
-    model: UNetConfig | DiTConfig = field(default_factory=UNetConfig)
+    model: UNetConfig | DiTConfig | MLPConfig = field(default_factory=UNetConfig)
     objective: GaussianConfig = field(default_factory=GaussianConfig)
     sampler: GaussianSamplerConfig = field(default_factory=GaussianSamplerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamsRecipe(Recipe):
+    family: str = "streams"
+    data: StreamDataConfig = field(default_factory=StreamDataConfig)
+    model: OadTRConfig | CausalConfig | RecurrentConfig = field(default_factory=OadTRConfig)
+    objective: StreamObjectiveConfig = field(default_factory=StreamObjectiveConfig)
+    sampler: StreamSamplerConfig = field(default_factory=StreamSamplerConfig)
 
 
 TextRecipe = AutoregressiveRecipe | DiscreteRecipe

@@ -26,14 +26,20 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataConfig:
-    kind: Literal["digits", "idx", "folder", "parquet", "hub"] = "digits"
-    """``digits`` are scikit-learn's: 1,797 of 8 x 8 pixels, with labels."""
+    kind: Literal["digits", "idx", "folder", "parquet", "hub", "toy"] = "digits"
+    """``digits`` are scikit-learn's: 1,797 of 8 x 8 pixels, with labels; a ``toy`` is points in the plane."""
     path: str = ""
-    """A file, a folder or a hub id; not used by ``digits``."""
+    """A file, a folder or a hub id; of a toy moons, rings, checkerboard, spiral or gaussians; not used by ``digits``."""
     labels: str = ""
     """File of the labels, for ``idx``; their column, for ``parquet`` and ``hub``. Empty means none; a folder's are its subfolders."""
     column: str = "image"
     """The field that holds the image, for ``parquet`` and ``hub``."""
+    captions: str = ""
+    """What says each image in words: a column of ``parquet`` and ``hub``, the suffix of a file beside each image of a ``folder`` (.txt)."""
+    text_encoder: str = ""
+    """Folder of the CLIPTextModel, T5EncoderModel or BertModel of transformers that reads the captions."""
+    autoencoder: str = ""
+    """Folder of an AutoencoderKL of diffusers: its latents are trained on and sampled in the place of pixels."""
     size: Natural = 0
     """Side in pixels: the shorter side is scaled to it and the middle square is taken; 0 leaves images as they are."""
     mode: Literal["as-is", "grey", "rgb"] = "as-is"
@@ -125,6 +131,18 @@ class DiTConfig(ConditionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MLPConfig(ConditionConfig):
+    """Residual blocks of two matrices on all values of a sample at once, for points and other small things."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: Count = 128
+    depth: Count = 3
+    """Residual blocks."""
+    octaves: Natural = 0
+    """Sinusoids of each value beside the value itself, each of twice the frequency of the one before: for distributions of fine detail."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PathConfig:
     """How noise comes in: x_t = alpha(t) x0 + sigma(t) eps."""
 
@@ -133,6 +151,14 @@ class PathConfig:
     """Of the table, for ``ddpm``."""
     steps: Count = 1000
     """Of the table, for ``ddpm``."""
+    beta_min: Positive | None = None
+    """First and last beta of ``ddpm``, at 1000 steps, and of ``vp`` and ``sub-vp``. What is not set here and below is the path's own."""
+    beta_max: Positive | None = None
+    table: tuple[Positive, ...] = ()
+    """The betas of ``ddpm`` themselves, in the place of a schedule."""
+    t_min: Positive | None = None
+    """Ends of the times that the network is trained at, but for ``ddpm``; of ``edm`` they are noise levels."""
+    t_max: Positive | None = None
     zero_terminal_snr: bool = False
     """Scale the table so that its last step holds no signal, for ``ddpm``."""
     shift: Positive = 1.0
@@ -164,12 +190,21 @@ class GaussianConfig:
     """Draw noise levels of large loss more often, and weigh them back."""
     uncertainty: bool = False
     """Learn a weight per noise level (EDM2)."""
-    coupling: Literal["independent", "optimal-transport"] = "independent"
-    """Which noise goes with which image of a micro-batch."""
+    coupling: Literal["independent", "optimal-transport", "reflow"] = "independent"
+    """Which noise goes with which image of a micro-batch; ``reflow`` trains on noise and what a teacher's flow makes of it, from the
+    teacher's weights on."""
+    teacher: str = ""
+    """Of ``reflow``: a run directory, or a folder with an exported model."""
+    pairs: Count = 10000
+    """Of ``reflow``: how many the teacher makes, once, into the run directory;"""
+    pair_steps: Count = 40
+    """in so many steps of two network evaluations."""
+    distill: Natural = 0
+    """Of ``reflow``: train for so many Euler steps alone; 0 trains at all times."""
     conditional: bool = False
     """Tell the network the class of each image."""
     class_dropout: Share = 0.1
-    """Share of the images whose class is not told all the same, for guidance."""
+    """Share of the images whose class, or text, is not told all the same, for guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +215,7 @@ class GaussianSamplerConfig:
     """The solver by name: ddim, euler, heun, dpmpp-2m, ancestral and so on."""
     steps: Count = 18
     grid: str = "auto"
-    """Where it stops; ``auto`` is trailing for a table, uniform for rectified flow, karras for the rest."""
+    """Where it stops; ``auto`` is trailing for a table, uniform-to-zero for rectified flow, karras for the rest."""
     rho: Positive | None = None
     """For the grid ``karras``."""
     n_min: Positive | None = None
@@ -188,6 +223,8 @@ class GaussianSamplerConfig:
     n_max: Positive | None = None
     path: Literal["trained", "vp", "sub-vp", "ve", "edm", "rectified-flow", "cosine", "trigonometric"] = "trained"
     """A network trained under one path is sampled under another."""
+    shift: Positive = 1.0
+    """Multiply the noise levels of the grid by this, on that path: a timestep shift for sampling alone."""
     clip: NonNegative = 0.0
     """Keep denoised images within this much of 0; 0 does not."""
     eta: NonNegative | None = None

@@ -15,6 +15,7 @@ from unveil.config import ImageDataConfig, TextDataConfig
 from unveil.data.inspection import inspect
 from unveil.data.pixels import PreparedImages, prepare_images
 from unveil.data.shards import Prepared, prepare
+from unveil.encoders import Encoders
 
 
 def prepared(config: TextDataConfig, workers: int = 0, shown: bool = True) -> Prepared:
@@ -23,10 +24,11 @@ def prepared(config: TextDataConfig, workers: int = 0, shown: bool = True) -> Pr
         return prepare(config, workers or os.cpu_count() or 1, progress)
 
 
-def prepared_images(config: ImageDataConfig, shown: bool = True) -> PreparedImages:
-    """``data.pixels.prepare_images`` likewise."""
+def prepared_images(config: ImageDataConfig, shown: bool = True, encoders: Encoders | None = None) -> PreparedImages:
+    """``data.pixels.prepare_images`` likewise, and what the recipe's encoders make of them."""
+    encoders = encoders or Encoders.of(config)
     with _progress(shown) as progress:
-        return prepare_images(config, progress)
+        return encoders.prepared(prepare_images(config, progress), progress)
 
 
 @contextmanager
@@ -53,17 +55,24 @@ def _progress(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def described_images(data: PreparedImages) -> Iterator[tuple[str, str]]:
     """Name and finding: images by part, their shape, classes and levels, what was skipped."""
-    (channels, height, width), store = data.shape, data.store
+    store = data.store
     yield "folder", str(data.folder)
     for part, index in data.parts.items():
         if len(index):
             yield part, f"{len(index):,} images"
-    yield "images", f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}"
+    if store.pictures:
+        height, width, channels = store.shape
+        yield "images", f"{width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}"
+    if data.latents is not None:
+        channels, height, width = data.shape
+        yield "latents", f"{width} x {height}, {channels} channels"
+    if data.embeddings is not None:
+        yield "captions", f"embedded in {data.embeddings.shape[0]} numbers, such as: {store.caption(0)}"
     if data.classes:
         counts = np.bincount(store.labels[store.labels >= 0], minlength=len(data.classes))
         yield "classes", ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts, strict=True))
-    sample = np.stack([store[int(i)] for i in data.parts["train"][:2000]]) / 127.5 - 1
-    yield "values in [-1, 1]", f"mean {sample.mean():.3f}, standard deviation {sample.std():.3f} (objective.sigma_data)"
+    sample = np.stack([data.values(int(i)) for i in data.parts["train"][:2000]])
+    yield "values", f"mean {sample.mean():.3f}, standard deviation {sample.std():.3f} (objective.sigma_data)"
     if data.skipped:
         yield "skipped", f"{len(data.skipped):,} that cannot be read, {data.skipped[0]} among them"
 

@@ -1,4 +1,4 @@
-"""The demo: an autoregressive and a masked-diffusion model of Python's own library, trained alike and shown on one page.
+"""The demo: an autoregressive and a masked-diffusion model of Python's own library, trained alike, digits out of noise, and one page.
 
 Every stage leaves its result in the demo's directory and is passed over when it is there, so an interrupted demo goes on.
 """
@@ -20,6 +20,7 @@ from unveil.config import (
     AutoregressiveRecipe,
     DiscreteRecipe,
     EvaluationConfig,
+    GaussianRecipe,
     MaskedConfig,
     MaskedSamplerConfig,
     NextTokenSamplerConfig,
@@ -33,6 +34,8 @@ from unveil.config import (
 )
 from unveil.data.loader import held_out
 from unveil.data.shards import Prepared
+from unveil.demo_digits import DIGITS, digits, missing
+from unveil.demo_digits import recipe as digits_recipe
 from unveil.environment import device
 from unveil.errors import UserError
 from unveil.evaluation.baselines import baselines
@@ -48,6 +51,8 @@ from unveil.training import precision
 
 AUTOREGRESSIVE, MASKED = "autoregressive", "masked-diffusion"
 GAPS = 32
+DIGITS_SHARE = 0.27
+"""Of the minutes, for the second part."""
 SPARE = {"data": 25.0, "training": 50.0, "baselines": 40.0, "infills": 15.0}
 """Seconds of a stage beside the training steps, on two cores: compiling, scoring, compressing."""
 
@@ -68,29 +73,41 @@ RECIPE = AutoregressiveRecipe(
 )
 """The autoregressive half, but for the network, which is chosen by the machine's speed; ``twin`` makes the other half from it."""
 
+TITLE = "Two ways to uncover text"
 LEAD = """A small language model that writes from left to right, and its twin, a masked diffusion model, that uncovers text in any order.
 Both were trained on this machine within minutes on the documentation and the library of the Python that runs here: the same network,
 tokenizer, text, order of the text and number of training steps."""
+TITLE_WITH_DIGITS = "Text and digits, uncovered"
+LEAD_OF_DIGITS = " Below them a third network, trained in the minutes after, uncovers digits out of noise."
 
 
-def demo(directory: Path, minutes: float = 7.5, recipe: AutoregressiveRecipe = RECIPE, announce: Callable[[str], None] = print) -> Path:
-    """Train both, evaluate both, write the page; returns its path.
+def demo(
+    directory: Path,
+    minutes: float = 10.5,
+    recipe: AutoregressiveRecipe = RECIPE,
+    pictures: GaussianRecipe | None = None,
+    announce: Callable[[str], None] = print,
+) -> Path:
+    """Train both, evaluate both, then the digits, where what they need is installed; write the page and return its path.
 
     Args:
         directory: of the demo; what it holds already is not done again.
-        minutes: for everything; the network and the number of training steps follow from the machine's speed. With 0 they are those of
-            ``recipe``.
+        minutes: for everything; the networks and the number of training steps follow from the machine's speed. With 0 they are those of
+            the recipes.
         recipe: of the autoregressive model.
+        pictures: recipe of the digits in the place of the demo's own.
         announce: is told the stage and the time that is left.
 
     Raises:
         UserError: too few minutes, a directory that holds other runs, or whatever a run can have wrong.
     """
-    first, second = directory / AUTOREGRESSIVE, directory / MASKED
+    first, second, third = directory / AUTOREGRESSIVE, directory / MASKED, directory / DIGITS
     if minutes:
-        recipe = scaled(recipe, minutes, first)
+        recipe = scaled(recipe, (1 - DIGITS_SHARE) * minutes, first)
     steps = 60 * recipe.training.minutes
     stages = [SPARE["data"], *2 * [SPARE["training"] + steps], SPARE["baselines"], *2 * [SPARE["infills"]]]
+    if not (lacking := missing()):
+        stages.append(60 * DIGITS_SHARE * minutes)
     began = time.monotonic()
 
     def stage(number: int, text: str) -> None:
@@ -110,8 +127,15 @@ def demo(directory: Path, minutes: float = 7.5, recipe: AutoregressiveRecipe = R
         stage(number, f"filling holes in functions: {folder.name}")
         _with_infills(folder, holes)
     runs = [RunReport.read(first, 0, "autoregressive"), RunReport.read(second, 1, "masked diffusion")]
+    if lacking:
+        announce(f"the second part, digits out of noise, is left out: it needs {lacking} (pip install {lacking})")
+    else:
+        stage(6, "digits out of noise: training, then measuring how far they are from real ones")
+        digits(third, pictures or digits_recipe(DIGITS_SHARE * minutes))
+        runs.append(RunReport.read(third, 2, "digits"))
     commands = next_commands(directory)
-    page = write(runs, directory / "report.html", "Two ways to uncover text", LEAD, commands)
+    title, lead = (TITLE, LEAD) if lacking else (TITLE_WITH_DIGITS, LEAD + LEAD_OF_DIGITS)
+    page = write(runs, directory / "report.html", title, lead, commands)
     announce(f"done in {(time.monotonic() - began) / 60:.1f} min. The page: {page.resolve().as_uri()}\nNext:")
     announce("\n".join(f"  {command}" for command in commands))
     return page

@@ -44,8 +44,11 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
     if isinstance(run, TextRun):
         yield "vocabulary", f"{run.tokenizer.vocabulary.size:,}"
     elif isinstance(run, ImageRun):
-        channels, height, width = run.shape
-        yield "images", f"{width} x {height} pixels, {channels} channel{'s' * (channels > 1)}, {len(run.classes)} classes"
+        channels, height, width = run.encoders.pixels(run.shape)
+        size = "points in the plane" if run.points else f"{width} x {height} pixels, {channels} channel{'s' * (channels > 1)}"
+        yield "images", f"{size}, {len(run.classes)} classes"
+        if run.encoders.autoencoder is not None:
+            yield "latents", f"{run.shape[2]} x {run.shape[1]}, {run.shape[0]} channels"
     yield "weights", "all finite" if not broken else f"{broken} not finite"
     name = "bits per byte" if isinstance(run, TextRun) else "bits per dimension"
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from unveil.autoregressive.family import Autoregressive
 from unveil.config import AutoregressiveRecipe, GaussianRecipe, TextRecipe
 from unveil.data.augment import parameters
-from unveil.discrete.family import Masked
+from unveil.discrete.family import Discrete
 from unveil.gaussian.family import Gaussian
 from unveil.text.vocabulary import Vocabulary
 
@@ -18,13 +18,14 @@ EXACT = ("autoregressive",)
 
 def family(
     recipe: TextRecipe, vocabulary: Vocabulary, stop: Callable[[Sequence[int] | Any], bool] | None = None
-) -> Autoregressive | Masked:
+) -> Autoregressive | Discrete:
     """The family of a recipe over a tokenizer's vocabulary; ``stop`` ends a row while it is sampled."""
     if isinstance(recipe, AutoregressiveRecipe):
         return Autoregressive(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop)
-    return Masked(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop, recipe.seed)
+    return Discrete(vocabulary, recipe.model, recipe.objective, recipe.sampler, stop, recipe.seed)
 
 
-def images(recipe: GaussianRecipe, shape: tuple[int, int, int], classes: int) -> Gaussian:
-    """The family of a recipe over images ``[C, H, W]`` of so many classes (0 where it is not told)."""
-    return Gaussian(shape, recipe.model, recipe.objective, recipe.sampler, classes, parameters(recipe.data.augment), recipe.seed)
+def images(recipe: GaussianRecipe, shape: tuple[int, int, int], classes: int, embedding: int = 0) -> Gaussian:
+    """The family of a recipe over images ``[C, H, W]`` of so many classes, with texts embedded in so many numbers; 0: not told."""
+    augmentation = parameters(recipe.data.augment)
+    return Gaussian(shape, recipe.model, recipe.objective, recipe.sampler, classes, augmentation, recipe.seed, embedding)

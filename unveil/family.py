@@ -36,14 +36,17 @@ class Request:
     tokens: np.ndarray[Any, np.dtype[np.int64]]
     length: int
     seed: int = 0
+    negative: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    """What guidance leads away from, in the place of ``tokens``."""
 
 
 @dataclass(frozen=True)
 class ImageRequest:
     """One image to uncover, ``[C, H, W]``, from nothing but noise.
 
-    ``label`` is its class, None where it is not told. ``latent`` takes the place of the noise that ``seed`` makes for the first state,
-    standard normal. Where ``mask`` ``[H, W]`` (bool) is true, ``known`` (in [-1, 1]) is given and stays.
+    ``label`` is its class and ``embedding`` ``[E]`` that of its text, None where it is not told. ``latent`` takes the place of the noise
+    that ``seed`` makes for the first state, standard normal. Where ``mask`` ``[H, W]`` (bool) is true, ``known`` (in [-1, 1]) is given
+    and stays.
     """
 
     shape: tuple[int, int, int]
@@ -52,6 +55,14 @@ class ImageRequest:
     latent: np.ndarray[Any, np.dtype[np.float32]] | None = None
     known: np.ndarray[Any, np.dtype[np.float32]] | None = None
     mask: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    embedding: np.ndarray[Any, np.dtype[np.float32]] | None = None
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """One stream to follow, its features ``[L, F]`` chunk by chunk."""
+
+    features: np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,12 @@ class Row:
     confidence: np.ndarray[Any, np.dtype[np.float32]]
     """Probability of each token when it was committed; 1 for what was given."""
     final: bool
+    evaluations: int = 0
+    """Passes of the network over the row so far (NFE), where the sampler counts them."""
+    computed: int = 0
+    """Tokens in those passes."""
+    reused: int = 0
+    """Tokens that were attended to out of a cache in those passes."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +101,26 @@ class ImageRow:
         return self.see()
 
 
+@dataclass(frozen=True)
+class StreamRow:
+    """What a stream's newest chunk shows, and what is to be expected."""
+
+    request: int
+    chunk: int
+    """Counted from 0."""
+    present: np.ndarray[Any, np.dtype[np.float32]]
+    """Probability of each class ``[C]``."""
+    future: np.ndarray[Any, np.dtype[np.float32]]
+    """The same of the K chunks ahead, ``[K, C]``."""
+    final: bool
+
+
 class Snapshot(NamedTuple):
     """All live rows after a step; rows that became final in this step are among them for the last time."""
 
     step: int
     rows: list[Any]
-    """``Row`` of a text, ``ImageRow`` of an image."""
+    """``Row`` of a text, ``ImageRow`` of an image, ``StreamRow`` of a stream."""
 
 
 class State(Protocol):
@@ -127,6 +158,8 @@ class TokenTimeline:
     pieces: Sequence[str]
     committed_at: Sequence[int]
     confidence: Sequence[float]
+    note: str = ""
+    """What it cost, say."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +174,8 @@ class ImageGrid:
     height: int
     """Pixels of a sheet."""
     note: str = ""
+    drawn: bool = False
+    """Lines and dots, to be seen at their own size, and no pixels to be told apart."""
 
 
 View = Curve | Table | TokenTimeline | ImageGrid
@@ -153,7 +188,8 @@ class Family(Protocol):
         """The network, every parameter of it, initialised from torch's default generator."""
 
     def transform(self, tokens: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-        """What training does to a sequence before it is packed (fill-in-the-middle, a random length); never longer than it was."""
+        """What training does to a sequence before it is packed (fill-in-the-middle, a random length, end tokens
+        after it); never longer than the context."""
 
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """The noise of one sequence: arrays of length 1 or ``length`` (of an image: 1). The loader concatenates them into a ``Noise``."""
@@ -165,7 +201,7 @@ class Family(Protocol):
         """The terms of the loss; sums over the batch, in float32 or wider."""
 
     def begin(self, model: nn.Module, requests: Any) -> State:
-        """A state with one row per request: a sequence of ``Request``, or of ``ImageRequest``."""
+        """A state with one row per request: a sequence of ``Request``, of ``ImageRequest`` or of ``StreamRequest``."""
 
     def step(self, model: nn.Module, state: Any) -> Snapshot:
         """Every live row moves on by one step; rows that are done leave the state."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,68 +13,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unveil import corpora
-from unveil.config import GaussianRecipe, ImageDataConfig
-from unveil.data.image_loader import ImageLoader, held_out_images
-from unveil.data.images import levels, normalised
+from unveil.config import GaussianRecipe, GaussianSamplerConfig, ImageDataConfig
+from unveil.data.image_loader import held_out_images
+from unveil.data.images import normalised
 from unveil.data.pictures import Unreadable, pictures
 from unveil.data.pixels import PreparedImages, prepare_images
-from unveil.data.png import png, tiled
+from unveil.encoders import Encoders
 from unveil.errors import UserError, nearest
 from unveil.evaluation.features import Features, of_classifier, of_inception
 from unveil.evaluation.fidelity import Fidelity, fidelity
-from unveil.evaluation.loss import held_out_loss
+from unveil.evaluation.points import Sliced, sliced
+from unveil.evaluation.seeds import over_seeds
 from unveil.families import images
-from unveil.family import ImageGrid, ImageRequest, ImageRow
+from unveil.family import ImageRequest
 from unveil.gaussian.family import Gaussian
 from unveil.gaussian.interpolation import slerp
-from unveil.report.evidence import Evidence
+from unveil.gaussian.sampling import OPTIONS
+from unveil.image_snapshots import ImageSnapshot as ImageSnapshot
+from unveil.image_snapshots import uncovered
+from unveil.image_training import ImageTraining as ImageTraining
+from unveil.plane import PLANE
 from unveil.trained import Run
 from unveil.training import final
 
-SHOWN = 64
-"""Images drawn for the page and for ``samples/``."""
-FRAMES = 24
-"""Steps of a trajectory on the page, at the most."""
 BATCH = 250
 """Images sampled at a time where many are wanted."""
+Distance = Fidelity | Sliced
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class ImageSnapshot:
-    """All images of a call of ``ImageRun.sample`` after a step; rows that were done before it stand as they ended."""
-
-    step: int
-    rows: Sequence[ImageRow]
-
-    @property
-    def final(self) -> bool:
-        """Whether every image is done."""
-        return all(row.final for row in self.rows)
-
-    @cached_property
-    def x(self) -> Array:
-        """The states ``[N, C, H, W]``, float32: noise and all; of images that are done the images, in [-1, 1]."""
-        return np.stack([row.image for row in self.rows])
-
-    @cached_property
-    def denoised(self) -> Array:
-        """What the network made out in this step, float32 ``[N, C, H, W]``."""
-        return np.stack([row.image if row.final else row.denoised for row in self.rows])
-
-    @property
-    def images(self) -> Array:
-        """The same as uint8 ``[N, H, W, C]``."""
-        return levels(torch.from_numpy(self.denoised)).movedim(1, -1).numpy()
-
-    def png(self, columns: int = 0) -> bytes:
-        """All images on one sheet, as a PNG file; as many columns as rows unless told otherwise."""
-        return png(self.sheet(columns))
-
-    def sheet(self, columns: int = 0) -> Array:
-        return tiled(self.images, columns or math.ceil(math.sqrt(len(self.rows))))
 
 
 @dataclass(frozen=True)
@@ -89,8 +54,18 @@ class BitsPerDim:
 
 
 @dataclass(frozen=True)
+class Straightness:
+    """The mean over samples of what ``gaussian.rectified.Transported`` holds: 0 where every path is a straight line."""
+
+    value: float
+    stderr: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class ImageRun(Run):
-    """A trained model of images with all that belongs to it. ``classes`` are the names of the labels, empty where it has none."""
+    """A trained model of images with all that belongs to it. ``shape`` is what the network sees, pixels or latents; ``classes`` are the
+    names of the labels, empty where it has none."""
 
     path: Path
     folder: Path
@@ -98,6 +73,8 @@ class ImageRun(Run):
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     model: nn.Module
+    encoders: Encoders = field(default_factory=Encoders)
+    _known: dict[tuple[str, str], Features] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def read(path: Path, folder: Path, recipe: GaussianRecipe, config: dict[str, Any]) -> ImageRun:
@@ -108,33 +85,53 @@ class ImageRun(Run):
         except (KeyError, TypeError, ValueError):
             problem = "is corrupted: 'shape' and 'classes' of the images are not in it"
             raise UserError(str(folder / final.CONFIG), problem, "copy final/ from where it was trained") from None
-        model = images(recipe, (channels, height, width), len(classes)).build()
+        encoders = Encoders.of(recipe.data, folder)
+        model = images(recipe, (channels, height, width), len(classes), encoders.embedding).build()
         final.read(folder, model)
-        return ImageRun(path, folder, recipe, (channels, height, width), classes, model)
+        return ImageRun(path, folder, recipe, (channels, height, width), classes, model, encoders)
+
+    def with_sampler(self, **settings: Any) -> ImageRun:
+        """As ``Run.with_sampler``; another solver leaves the options of the one before behind, another path its grid."""
+        now, plain = self.recipe.sampler, GaussianSamplerConfig()
+        gone = [name for name in OPTIONS if settings.get("kind", now.kind) != now.kind]
+        gone += [name for name in ("grid", "rho", "n_min", "n_max", "shift") if settings.get("path", now.path) != now.path]
+        sampler = replace(now, **{name: getattr(plain, name) for name in gone})
+        return super(ImageRun, replace(self, recipe=replace(self.recipe, sampler=sampler))).with_sampler(**settings)
+
+    @property
+    def points(self) -> bool:
+        """Whether these are points in the plane."""
+        return self.shape == PLANE
 
     @cached_property
     def family(self) -> Gaussian:
-        return images(self.recipe, self.shape, len(self.classes))
+        return images(self.recipe, self.shape, len(self.classes), self.encoders.embedding)
 
-    def sample(self, num: int = 16, *, label: str | int | None = None, seed: int = 0, **sampler: Any) -> Iterator[ImageSnapshot]:
+    def sample(
+        self, num: int = 16, *, label: str | int | None = None, prompt: str | None = None, seed: int = 0, **sampler: Any
+    ) -> Iterator[ImageSnapshot]:
         """Uncover images; yields a snapshot after every step of the solver, the last of them final.
 
         Args:
             num: how many.
             label: the class of all of them, by name or number; None leaves it open.
+            prompt: what all of them show, in words; None leaves it open.
             seed: of the first; the next ones have the seeds after it. An image is the same alone and in any batch.
             sampler: settings of the recipe's sampler section, for this call.
 
         Raises:
-            UserError: at once, for a setting that does not exist, a solver that cannot be, or a class that the model does not know.
+            UserError: at once, for a setting that does not exist, a solver that cannot be, a class that the model does not know, or words
+                where it knows none.
         """
         if num < 1:
             raise UserError("num", f"got {num}", "ask for at least one image")
         run = self.with_sampler(**sampler) if sampler else self
-        number = self.label(label)
-        return run._uncover([ImageRequest(self.shape, seed + i, number) for i in range(num)])
+        told = self._told(label, prompt)
+        return run._uncover([ImageRequest(self.shape, seed + i, **told) for i in range(num)])
 
-    def interpolate(self, first: int, second: int, num: int = 8, *, label: str | int | None = None) -> Iterator[ImageSnapshot]:
+    def interpolate(
+        self, first: int, second: int, num: int = 8, *, label: str | int | None = None, prompt: str | None = None
+    ) -> Iterator[ImageSnapshot]:
         """The images of ``num`` latents on the arc between those of two seeds, both ends included; as ``sample``.
 
         Raises UserError for fewer than two.
@@ -144,56 +141,60 @@ class ImageRun(Run):
         ends = self.family.latents([first, second])
         share = torch.linspace(0, 1, num, dtype=torch.float64)
         latents = slerp(ends[:1].expand(num, -1, -1, -1), ends[1:].expand(num, -1, -1, -1), share).numpy()
-        number = self.label(label)
-        return self._uncover([ImageRequest(self.shape, first, number, latent) for latent in latents])
+        told = self._told(label, prompt)
+        return self._uncover([ImageRequest(self.shape, first, latent=latent, **told) for latent in latents])
 
     def inpaint(
-        self, known: Array, hole: Sequence[int], num: int = 16, *, label: str | int | None = None, seed: int = 0, **sampler: Any
+        self,
+        known: Array,
+        hole: Sequence[int],
+        num: int = 16,
+        *,
+        label: str | int | None = None,
+        prompt: str | None = None,
+        seed: int = 0,
+        **sampler: Any,
     ) -> Iterator[ImageSnapshot]:
         """Ways to fill a hole in an image, as ``sample``.
 
         Args:
-            known: float32 ``[C, H, W]`` in [-1, 1].
+            known: what ``image`` gives, float32 ``[C, H, W]``.
             hole: left, top, right and bottom in pixels, right and bottom not included.
 
         Raises:
             UserError: a hole that is none or leaves the image, a solver that cannot inpaint.
         """
+        factor, (_, height, width) = self.encoders.factor, self.encoders.pixels(self.shape)
         left, top, right, bottom = hole
-        _, height, width = self.shape
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             problem = f"got {left},{top},{right},{bottom} for images of {width} x {height} pixels"
             raise UserError("--hole", problem, "give left,top,right,bottom within the image")
+        if any(edge % factor for edge in hole):
+            problem = f"got {left},{top},{right},{bottom}, a latent is {factor} x {factor} pixels"
+            raise UserError("--hole", problem, f"give multiples of {factor}")
+        left, top, right, bottom = (edge // factor for edge in hole)
+        _, height, width = self.shape
         mask = np.ones((height, width), dtype=np.bool_)
         mask[top:bottom, left:right] = False
         run = self.with_sampler(**sampler) if sampler else self
-        number = self.label(label)
-        return run._uncover([ImageRequest(self.shape, seed + i, number, known=known, mask=mask) for i in range(num)])
+        told = self._told(label, prompt)
+        return run._uncover([ImageRequest(self.shape, seed + i, known=known, mask=mask, **told) for i in range(num)])
 
-    def reconstruct(self, image: Array, *, label: str | int | None = None) -> Iterator[ImageSnapshot]:
-        """From an image ``[C, H, W]`` to its noise by the sampler's steps run backwards, and back; as ``sample``.
+    def reconstruct(self, image: Array, *, label: str | int | None = None, prompt: str | None = None) -> Iterator[ImageSnapshot]:
+        """From what ``image`` gives ``[C, H, W]`` to its noise by the sampler's steps run backwards, and back; as ``sample``.
 
         Raises UserError for a solver that draws noise.
         """
-        number = self.label(label)
-        latent = self.family.invert(self.model, torch.from_numpy(image)[None].to(next(self.model.parameters()).device), [number])
-        return self._uncover([ImageRequest(self.shape, 0, number, latent[0].cpu().numpy())])
+        told = self._told(label, prompt)
+        x = torch.from_numpy(image)[None].to(next(self.model.parameters()).device)
+        latent = self.family.invert(self.model, x, [told["label"]], [told["embedding"]])
+        return self._uncover([ImageRequest(self.shape, 0, latent=latent[0].cpu().numpy(), **told)])
 
     def _uncover(self, requests: Sequence[ImageRequest]) -> Iterator[ImageSnapshot]:
-        kind = self.family
-        state = kind.begin(self.model, requests)
-
-        def steps() -> Iterator[ImageSnapshot]:
-            rows: dict[int, ImageRow] = {}
-            while state.live:
-                snapshot = kind.step(self.model, state)
-                rows |= {row.request: row for row in snapshot.rows}
-                yield ImageSnapshot(snapshot.step, [rows[i] for i in range(len(requests))])
-
-        return steps()
+        return uncovered(self.family, self.model, requests, self.encoders.decode)
 
     def image(self, name: str) -> Array:
-        """An image file, or the held-out image of that number, as float32 ``[C, H, W]`` in [-1, 1].
+        """An image file, or the held-out image of that number, as the network sees it: float32 ``[C, H, W]`` in [-1, 1], or its latents.
 
         Raises UserError for what is no image of the run's shape.
         """
@@ -202,23 +203,27 @@ class ImageRun(Run):
             held = prepared.parts["validation"]
             if int(name) >= len(held):
                 raise UserError("image", f"got {name}, {len(held)} are held out", "give a smaller number, or a file")
-            return normalised(prepared.store[int(held[int(name)])])
-        found = next(pictures(ImageDataConfig(kind="folder", path=name, mode="grey" if self.shape[0] == 1 else "rgb")))
+            return prepared.values(int(held[int(name)])).copy()
+        if self.points:
+            raise UserError("image", f"got '{name}', this is a run of points", "give the number of a held-out one")
+        channels, height, width = self.encoders.pixels(self.shape)
+        found = next(pictures(ImageDataConfig(kind="folder", path=name, mode="grey" if channels == 1 else "rgb")))
         if isinstance(found, Unreadable):
             raise UserError(name, f"cannot be read as an image ({found.reason})", "give another file")
-        channels, height, width = self.shape
         if found.pixels.shape != (height, width, channels):
             problem = f"is {found.pixels.shape[1]} x {found.pixels.shape[0]} pixels, the model's are {width} x {height}"
             raise UserError(name, problem, "scale it first")
-        return normalised(found.pixels)
+        return self.encoders.encode(normalised(found.pixels))
 
-    def generate(self, num: int = 16, *, label: str | int | None = None, seed: int = 0, **sampler: Any) -> Tensor:
+    def generate(
+        self, num: int = 16, *, label: str | int | None = None, prompt: str | None = None, seed: int = 0, **sampler: Any
+    ) -> Tensor:
         """The final images of ``sample``, ``[N, C, H, W]`` in [-1, 1], made some at a time."""
         run = self.with_sampler(**sampler) if sampler else self
         done = []
         for start in range(0, num, BATCH):
-            *_, last = run.sample(min(BATCH, num - start), label=label, seed=seed + start)
-            done.append(torch.from_numpy(last.x))
+            *_, last = run.sample(min(BATCH, num - start), label=label, prompt=prompt, seed=seed + start)
+            done.append(self.encoders.decode(torch.from_numpy(last.x)))
         return torch.cat(done)
 
     def label(self, name: str | int | None) -> int | None:
@@ -229,9 +234,15 @@ class ImageRun(Run):
             raise UserError(
                 "label", f"got {name!r}, the model knows no classes", "leave it out, or train with --objective.conditional true"
             )
+        if name not in self.classes and name.isdecimal() and int(name) < len(self.classes):
+            return int(name)
         if name not in self.classes:
             raise UserError("label", f"got {name!r}", nearest(name, self.classes))
         return self.classes.index(name)
+
+    def _told(self, label: str | int | None, prompt: str | None) -> dict[str, Any]:
+        """What the network is told of an image, for its request."""
+        return {"label": self.label(label), "embedding": self.encoders.embed(prompt)}
 
     def evaluate(self, limit: int | None = None, draws: int | None = None, seed: int = 0) -> BitsPerDim:
         """Held-out bits per dimension, by the probability flow.
@@ -241,15 +252,30 @@ class ImageRun(Run):
             draws: of dequantisation and probe per image; None takes the recipe's.
 
         Raises:
-            UserError: nothing is held out, or the data are gone.
+            UserError: nothing is held out, or the data are gone; latents and points, which have no such measure.
         """
+        if self.encoders.autoencoder is not None:
+            problem = "this run makes latents, and the decoder gives images no density that theirs could be carried to"
+            raise UserError("--bits", problem, "compare by distances, which are between decoded images")
+        if self.points:
+            raise UserError("--bits", "this run makes points, which have no 256 levels to be coded in", "compare by distances")
         config = self.recipe.evaluation
-        batches = held_out_images(
-            self._prepared(), self.recipe.data, config.tokens if limit is None else limit, self.recipe.objective.conditional
-        )
+        labelled = self.recipe.objective.conditional
+        batches = held_out_images(self._prepared(labelled), self.recipe.data, config.tokens if limit is None else limit, labelled)
         found = [self.family.log_likelihood(self.model, batch, config.draws if draws is None else draws, seed)[0] for batch in batches]
         bits = -torch.cat(found) / (math.log(2) * math.prod(self.shape))
         return BitsPerDim(float(bits.mean()), float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan, len(bits))
+
+    def distance(self, samples: int | None = None, inception: str = "", seed: int = 0, family: Gaussian | None = None) -> Distance:
+        """How far what is made is from what is real: ``fidelity`` of images, ``evaluation.points.sliced`` of points to held-out ones."""
+        if not self.points:
+            return self.fidelity(samples, inception, seed, family)
+        prepared = self._prepared()
+        if not len(prepared.parts["validation"]):
+            raise UserError("data.hold_out", f"{self.recipe.data.hold_out} holds no points out to compare with", "set it to 10")
+        train, held = (np.stack([prepared.values(int(i)).reshape(2) for i in prepared.parts[part]]) for part in ("train", "validation"))
+        count = (self.recipe.evaluation.samples if samples is None else samples) or len(held)
+        return sliced(self._with(family).generate(count, seed=seed).flatten(1).numpy(), held, train)
 
     def fidelity(self, samples: int | None = None, inception: str = "", seed: int = 0, family: Gaussian | None = None) -> Fidelity:
         """Distances of generated images to the training images (at most as many of these as are generated, from the first).
@@ -258,17 +284,35 @@ class ImageRun(Run):
             samples: how many to generate; None takes the recipe's.
             inception: the file of Inception's weights; empty takes a small classifier of the same images.
         """
-        prepared = self._prepared()
+        prepared = self._source()
         train = prepared.parts["train"]
         count = (self.recipe.evaluation.samples if samples is None else samples) or len(train)
-        features: Features = of_inception(inception) if inception else of_classifier(prepared)
+        features = self._features(prepared, inception)
         real = torch.from_numpy(normalised(np.stack([prepared.store[int(i)] for i in train[: max(count, 1000)]])))
         return fidelity(self._with(family).generate(count, seed=seed), real, features)
 
+    def straightness(self, samples: int = 256, steps: int = 100, seed: int = 0) -> Straightness:
+        """How far the flow's trajectories are from straight lines (Liu et al. 2023), over samples told nothing, or of the classes in turn
+        where the network must be told one; see ``gaussian.rectified.transport``."""
+        seeds = range(seed, seed + samples)
+        labels = [i % len(self.classes) for i in seeds] if self.classes and not self.recipe.model.null_class else []
+        noise, device = self.family.latents(seeds), next(self.model.parameters()).device
+        found = torch.cat([
+            self.family.transport(self.model, noise[i : i + BATCH].to(device), steps, labels[i : i + BATCH]).straightness_B.cpu()
+            for i in range(0, samples, BATCH)
+        ])
+        return Straightness(float(found.mean()), float(found.std() / math.sqrt(samples)), samples)
+
     def against_evaluations(
-        self, counts: Sequence[int], solvers: Sequence[str] = (), samples: int | None = None, inception: str = "", seed: int = 0
-    ) -> list[tuple[str, int, Fidelity]]:
-        """(solver, network evaluations, fidelity) for each solver at each number of evaluations, the same seeds for all.
+        self,
+        counts: Sequence[int],
+        solvers: Sequence[str] = (),
+        samples: int | None = None,
+        inception: str = "",
+        seed: int = 0,
+        seeds: int = 1,
+    ) -> list[tuple[str, int, Distance]]:
+        """(solver, network evaluations, distance) for each solver at each number of evaluations, the same seeds for all; see ``distances``.
 
         Raises UserError for a solver that there is not, and for fewer evaluations than one needs.
         """
@@ -276,76 +320,37 @@ class ImageRun(Run):
         for solver in solvers or (self.recipe.sampler.kind,):
             for count in counts:
                 family = self.family.with_evaluations(self.model, count, solver)
-                rows.append((solver, family.evaluations(self.model), self.fidelity(samples, inception, seed, family)))
+                rows.append((solver, family.evaluations(self.model), self.distances(samples, inception, seed, seeds, family)))
         return rows
 
-    def _prepared(self) -> PreparedImages:
+    def distances(
+        self, samples: int | None = None, inception: str = "", seed: int = 0, seeds: int = 1, family: Gaussian | None = None
+    ) -> Distance:
+        """``distance`` as its mean over ``seeds`` disjoint sets of generated samples, the standard errors then over these."""
+        first = self.distance(samples, inception, seed, family)
+        return over_seeds([first, *(self.distance(samples, inception, seed + i * first.samples, family) for i in range(1, seeds))])
+
+    def _features(self, prepared: PreparedImages, inception: str) -> Features:
+        """Read or trained once, however many distances are asked for."""
+        key = (str(prepared.folder), inception)
+        if key not in self._known:
+            self._known[key] = of_inception(inception) if inception else of_classifier(prepared)
+        return self._known[key]
+
+    def _prepared(self, labelled: bool = False) -> PreparedImages:
+        return self.encoders.prepared(self._source(labelled))
+
+    def _source(self, labelled: bool = False) -> PreparedImages:
+        """The data before any encoder; ``labelled`` with the classes of the run."""
+        if self.recipe.data.kind == "folder" and not self.recipe.data.path:
+            problem = "this model came without the images that it was trained on"
+            raise UserError("--data", problem, "give such images to `unveil evaluate`, a file instead of a number to `unveil sample`")
         prepared = prepare_images(self.recipe.data)
-        if prepared.shape != self.shape or (self.recipe.objective.conditional and prepared.classes != self.classes):
-            raise UserError("data.path", "the images have changed since the run was trained", "restore them")
+        if prepared.shape != self.encoders.pixels(self.shape) or (labelled and prepared.classes != self.classes):
+            raise UserError("data.path", "the images differ in shape or classes from those that the model was trained on", "restore those")
         return prepared
 
     def _with(self, family: Gaussian | None) -> ImageRun:
         if family is None:
             return self
         return replace(self, recipe=replace(self.recipe, sampler=family.sampler))
-
-
-class ImageTraining:
-    """A recipe's images, family and scores, as ``unveil.run.train`` asks for them."""
-
-    def __init__(self, recipe: GaussianRecipe, directory: Path, shown: bool) -> None:
-        self.recipe, self.directory = recipe, directory
-        self.prepared = corpora.prepared_images(recipe.data, shown)
-        self.classes = self.prepared.classes if recipe.objective.conditional else ()
-        self.family = images(recipe, self.prepared.shape, len(self.classes))
-
-    @property
-    def scores(self) -> bool:
-        return len(self.prepared.parts["validation"]) > 0
-
-    def loader(self, rank: int, world: int) -> ImageLoader:
-        recipe = self.recipe
-        return ImageLoader(self.prepared, recipe.data, recipe.seed, self.family, rank, world, recipe.objective.conditional)
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The loss on held-out images."""
-        config = self.recipe.evaluation
-        batches = held_out_images(self.prepared, self.recipe.data, config.tokens, self.recipe.objective.conditional)
-        found = held_out_loss(self.family, model, batches, config.draws, self.recipe.seed)
-        return {name: found[name] for name in ("loss", "vlb") if name in found}
-
-    def sample(self, model: nn.Module, step: int) -> None:
-        *_, last = ImageRun(self.directory, self.directory, self.recipe, self.prepared.shape, self.classes, model).sample(SHOWN)
-        folder = self.directory / "samples"
-        folder.mkdir(exist_ok=True)
-        (folder / f"step-{step:08d}.png").write_bytes(last.png())
-
-    def export(self, folder: Path) -> dict[str, Any]:
-        return {"shape": list(self.prepared.shape), "classes": list(self.classes)}
-
-    def evidence(self, run: ImageRun) -> Evidence:
-        snapshots = list(run.sample(SHOWN))
-        return Evidence(
-            views=[samples(snapshots[-1]), trajectory(snapshots), *self.family.views(run)],
-            costs={"parameters": run.parameters(), "flops_per_image": run.model.flops_per_sample()},  # type: ignore[operator]
-        )
-
-
-def samples(snapshot: ImageSnapshot) -> ImageGrid:
-    """The images of a snapshot for a page."""
-    return _grid("Samples", [snapshot], "Made from noise, not chosen.")
-
-
-def trajectory(snapshots: Sequence[ImageSnapshot]) -> ImageGrid:
-    """What the network made out of the noise, step by step, at ``FRAMES`` steps at the most; the first and the last are among them."""
-    places = sorted({round(i * (len(snapshots) - 1) / (FRAMES - 1)) for i in range(FRAMES)})
-    note = "The image that the network makes out at each step: first the mean of all images, then one of them."
-    return _grid("Images out of noise", [snapshots[i] for i in places], note)
-
-
-def _grid(title: str, snapshots: Sequence[ImageSnapshot], note: str) -> ImageGrid:
-    sheets = [snapshot.sheet() for snapshot in snapshots]
-    height, width, _ = sheets[0].shape
-    coded = [base64.b64encode(png(sheet)).decode() for sheet in sheets]
-    return ImageGrid(title, coded, [f"step {snapshot.step}" for snapshot in snapshots], width, height, note)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from unveil.config import AnyRecipe, GaussianRecipe, TextRecipe, TokenizerConfig
 from unveil.data.pixels import prepare_images
 from unveil.data.tokenizer import SPECIALS, Tokenizer
+from unveil.encoders import Encoders
 from unveil.environment import device
 from unveil.errors import UserError
 from unveil.families import family, images
@@ -88,7 +89,7 @@ class Plan:
             "weights": master * self.parameters,
             "gradients": master * self.parameters,
             "optimizer state": master * moments,
-            "averaged weights": master * self.parameters if recipe.training.ema else 0,
+            "averaged weights": master * self.parameters * (bool(recipe.training.ema) + len(recipe.training.ema_widths)),
             "activations": _activations(self.network, recipe),
             "head": (2 * width + 4) * chunk + master * vocabulary * model_width + width * recipe.data.packing_length * model_width,
         }
@@ -120,8 +121,9 @@ class ImagePlan(Plan):
 
     @cached_property
     def network(self) -> nn.Module:
-        data = prepare_images(self.recipe.data)
-        network = images(self.recipe, data.shape, len(data.classes) if self.recipe.objective.conditional else 0).build()
+        data, encoders = prepare_images(self.recipe.data), Encoders.of(self.recipe.data)
+        classes = len(data.classes) if self.recipe.objective.conditional else 0
+        network = images(self.recipe, encoders.shape(data.shape), classes, encoders.embedding).build()
         precision.apply(network, self.dtype)
         return network
 
@@ -142,7 +144,7 @@ class ImagePlan(Plan):
             "weights": master * self.parameters,
             "gradients": master * self.parameters,
             "optimizer state": 2 * master * self.parameters,
-            "averaged weights": master * self.parameters if self.recipe.training.ema else 0,
+            "averaged weights": master * self.parameters * (bool(self.recipe.training.ema) + len(self.recipe.training.ema_widths)),
             "activations": self.recipe.data.batch * kept,
         }
 

@@ -17,14 +17,17 @@ from unveil.config import (
     RECIPES,
     AnyRecipe,
     AutoregressiveRecipe,
+    BlockConfig,
     DiscreteRecipe,
     DiTConfig,
     GaussianConfig,
     GaussianRecipe,
-    MaskedConfig,
+    ImageDataConfig,
+    NoiseConfig,
     PathConfig,
     Recipe,
     ScheduleConfig,
+    ScoreConfig,
     TextDataConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -93,8 +96,12 @@ def checked(recipe: R) -> R:
                 raise UserError("data.sources", "is empty", "name at least one source")
             case TextDataConfig(tokenizer=TokenizerConfig(kind="file", path="")):
                 raise UserError("data.tokenizer.path", "is empty", "give the path of a tokenizer.json")
-            case TransformerConfig(width=width, heads=heads) if width % (2 * heads):
+            case ImageDataConfig():
+                _check_images(section)
+            case TransformerConfig(width=width, heads=heads, head_width=0) if width % (2 * heads):
                 raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
+            case TransformerConfig(head_width=head_width) if head_width % 2:
+                raise UserError("model.head_width", f"{head_width} is odd, rotary positions want pairs", "choose an even one, or 0")
             case TransformerConfig(heads=heads, kv_heads=kv_heads) if kv_heads and heads % kv_heads:
                 raise UserError("model.kv_heads", f"{kv_heads} does not divide model.heads = {heads}", "choose a divisor, or 0")
             case UNetConfig(channels=channels, attention=attention) if len(channels) != len(attention):
@@ -109,15 +116,55 @@ def checked(recipe: R) -> R:
                 raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
             case DiTConfig(width=width) if width % 4:
                 raise UserError("model.width", f"{width} is no multiple of 4, as positions in two directions want", "choose one")
+            case GaussianConfig(coupling="reflow", teacher=""):
+                raise UserError("objective.teacher", "is empty, and the coupling is 'reflow'", "give the run directory of a trained flow")
+            case GaussianConfig(coupling=coupling, teacher=teacher) if teacher and coupling != "reflow":
+                raise UserError("objective.coupling", f"'{coupling}' with a teacher", "take 'reflow', or leave objective.teacher empty")
+            case GaussianConfig(coupling=coupling, distill=distill) if distill and coupling != "reflow":
+                raise UserError("objective.distill", f"{distill} with the coupling '{coupling}'", "take 'reflow', or set it to 0")
             case GaussianConfig(weighting="vlb" | "hybrid" as weighting, path=PathConfig(kind=kind)) if kind != "ddpm":
                 raise UserError(
                     "objective.weighting", f"'{weighting}' with path '{kind}'", "take objective.path.kind ddpm, or 'likelihood'"
                 )
-            case MaskedConfig(t_min=t_min, t_max=t_max) if t_min >= t_max:
+            case NoiseConfig(t_min=t_min, t_max=t_max) if t_min >= t_max:
                 raise UserError("objective.t_min", f"{t_min} is not below objective.t_max = {t_max}", "lower it")
+            case ScoreConfig(sigma_min=low, sigma_max=high) if low >= high:
+                raise UserError("objective.sigma_min", f"{low} is not below objective.sigma_max = {high}", "lower it")
             case ScheduleConfig(kind="wsd", warmup=warmup, decay=decay) if warmup + decay > 1:
                 raise UserError("schedule.decay", f"{decay} and schedule.warmup = {warmup} are more than the whole run", "lower them")
+    if isinstance(recipe, DiscreteRecipe):
+        _check_discrete(recipe)
     return recipe
+
+
+def _check_discrete(recipe: DiscreteRecipe) -> None:
+    objective, model, context = recipe.objective, recipe.model, recipe.data.context
+    if objective.end_padding > context:
+        raise UserError("objective.end_padding", f"{objective.end_padding} is more than data.context = {context}", "lower it")
+    if model.time_conditioning and not isinstance(objective, ScoreConfig):
+        raise UserError("model.time_conditioning", f"nothing tells it the time with objective.kind '{objective.kind}'", "set it to false")
+    if isinstance(objective, BlockConfig) and model.window:
+        raise UserError("model.window", f"{model.window} with blocks, which see all before them", "set it to 0")
+    # the sampler would say so, but not before the run's closing sample
+    sampler, block = recipe.sampler, objective.block if isinstance(objective, BlockConfig) else 0
+    tokens = min(sampler.length, context - 1) + (1 if block else 0)  # the start token stands in the first block
+    if (size := sampler.window or block) and 0 < sampler.steps < -(-tokens // size):
+        problem = f"got {sampler.steps} steps for {-(-tokens // size)} windows of {size} tokens"
+        remedy = f"take at least {-(-tokens // size)} steps or a {'block' if block else 'window'} of at least {-(-tokens // sampler.steps)}"
+        raise UserError("sampler.steps", problem, remedy)
+
+
+def _check_images(data: ImageDataConfig) -> None:
+    if data.captions and data.kind not in ("folder", "parquet", "hub"):
+        raise UserError("data.captions", f"'{data.kind}' has none", "leave it empty, or take a folder, parquet or the hub")
+    if bool(data.captions) != bool(data.text_encoder):
+        missing, given = ("data.text_encoder", "captions") if data.captions else ("data.captions", "text_encoder")
+        raise UserError(missing, f"is empty, data.{given} is not", f"give both, or leave data.{given} empty")
+    if data.kind == "toy" and data.autoencoder:
+        raise UserError("data.autoencoder", "given for points, which are no images", "leave it empty")
+    if data.augment.probability and (data.autoencoder or data.kind == "toy"):
+        what = "latents, which are computed once" if data.autoencoder else "points, which are no images"
+        raise UserError("data.augment.probability", f"{data.augment.probability} with {what}", "set it to 0")
 
 
 def _attended(config: UNetConfig) -> list[int]:
@@ -232,9 +279,14 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe file absolute; a wrong shape is left for the checker to name."""
-    data = tree.get("data")
+    data, objective = tree.get("data"), tree.get("objective")
+    if isinstance(objective, dict) and isinstance(objective.get("teacher"), str) and objective["teacher"]:
+        objective["teacher"] = str(folder / Path(objective["teacher"]).expanduser())
     if not isinstance(data, dict):
         return
+    for key in ("autoencoder", "text_encoder"):
+        if isinstance(data.get(key), str) and data[key]:
+            data[key] = str(folder / Path(data[key]).expanduser())
     sources, tokenizer = data.get("sources"), data.get("tokenizer")
     tables = [s for s in sources if isinstance(s, dict) and s.get("kind") != "hub"] if isinstance(sources, list) else []
     images = [data] if data.get("kind") in ("idx", "folder", "parquet") else []

@@ -14,9 +14,11 @@ from torch import nn
 
 from unveil import recipe as recipes
 from unveil.config import AnyRecipe, GaussianRecipe
+from unveil.encoders import Encoders
 from unveil.environment import device, environment
 from unveil.errors import UserError
 from unveil.image_run import ImageRun, ImageTraining
+from unveil.interop import diffusers, foreign, hub, text
 from unveil.text_run import TextRun, TextTraining
 from unveil.trained import Run, Split, Training
 from unveil.training import final, precision
@@ -30,12 +32,19 @@ FREE_ON_RESUME = ("training.log_every", "training.save_every", "training.keep", 
 
 
 def load(path: str | Path) -> Run:
-    """A finished run from its directory, or from a folder that holds its ``final/``; nothing else is read.
+    """A finished run from its directory, or from a folder that holds its ``final/``, a pipeline of diffusers or another's language model.
+
+    ``hub:ID`` is such a folder of the Hugging Face hub, fetched if it is not here yet. Nothing else is read.
 
     Raises UserError for what is no run, for a file that is missing, damaged or of another version, and for a tokenizer or weights that
     do not belong to the network.
     """
-    path = Path(path)
+    path = hub.fetched(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
+    if diffusers.recognised(path):
+        return _ready(_foreign(path))
+    if text.recognised(path):
+        found = text.read(path)
+        return _ready(TextRun(path, path, found.recipe, found.tokenizer, found.model))
     folder = path / "final" if (path / "final").is_dir() else path
     if not (folder / final.CONFIG).is_file():
         if not path.exists():
@@ -48,9 +57,22 @@ def load(path: str | Path) -> Run:
     if not isinstance(tree, dict):
         raise UserError(str(folder / final.CONFIG), "is corrupted: 'recipe' is not in it", "copy final/ from where it was trained")
     recipe = recipes.parse(tree)
-    run = ImageRun.read(path, folder, recipe, config) if isinstance(recipe, GaussianRecipe) else TextRun.read(path, folder, recipe)
+    return _ready(ImageRun.read(path, folder, recipe, config) if isinstance(recipe, GaussianRecipe) else TextRun.read(path, folder, recipe))
+
+
+def _foreign(path: Path) -> ImageRun:
+    """A pipeline of diffusers. Raises UserError as ``interop.foreign.read``."""
+    found = foreign.read(path)
+    encoders = Encoders.of(found.recipe.data)
+    channels, _, width = encoders.pixels(found.shape)
+    data = dataclasses.replace(found.recipe.data, size=width, mode="grey" if channels == 1 else "rgb")
+    return ImageRun(path, path, dataclasses.replace(found.recipe, data=data), found.shape, found.classes, found.model, encoders)
+
+
+def _ready(run: Run) -> Run:
+    """The run on its device and in its dtype, for use."""
     run.model.to(device())
-    precision.apply(run.model, precision.compute_dtype(recipe.training.dtype, device()))
+    precision.apply(run.model, precision.compute_dtype(run.recipe.training.dtype, device()))
     run.model.eval()
     return run
 
@@ -67,7 +89,7 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
             data, the recipe or the disk have wrong.
     """
     directory = Path(directory)
-    chosen: Any = recipes.load(recipe) if isinstance(recipe, str) else recipes.checked(recipe)
+    chosen: Any = recipes.with_overrides(recipes.load(recipe), []) if isinstance(recipe, str) else recipes.checked(recipe)
     world = World.join()
     if world.rank == 0:
         chosen = _claim(chosen, directory, resume)
@@ -75,7 +97,7 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
     shown = console and world.rank == 0
     work: Training = (ImageTraining if isinstance(chosen, GaussianRecipe) else TextTraining)(chosen, directory, shown)
     torch.manual_seed(chosen.seed)
-    model = work.family.build().to(device())
+    model = work.build().to(device())
     loader = work.loader(world.rank, world.size)
     scores: dict[str, Any] = {"evaluate": work.evaluate} if work.scores else {}
     trainer = Trainer(work.family, model, loader, chosen, directory, sample=work.sample, console=console, **scores)

@@ -52,6 +52,16 @@ class TextSnapshot:
         """Prompt and what follows, or the text with its gaps filled; ``░`` for every token that is not known yet."""
         return self._one(["".join(p.text for p in self.pieces(i)) for i in range(len(self.rows))])
 
+    @property
+    def cost(self) -> str:
+        """What the rows took so far, in words; empty where the sampler does not count it."""
+        evaluations, computed, reused = (sum(getattr(row, name) for row in self.rows) for name in ("evaluations", "computed", "reused"))
+        if not evaluations:
+            return ""
+        uncovered = sum(int((row.committed_at > 0).sum()) for row in self.rows)
+        words = f"{evaluations} evaluations, {uncovered / evaluations:.2f} tokens each"
+        return words + (f", {reused / (computed + reused):.0%} of what they saw from the cache" if reused else "")
+
     @cached_property
     def completion(self) -> Any:
         """What was uncovered, without what was given."""

@@ -130,6 +130,9 @@ class TextTraining:
     def scores(self) -> bool:
         return bool(self.recipe.data.validation)
 
+    def build(self) -> nn.Module:
+        return self.family.build()
+
     def loader(self, rank: int, world: int) -> Loader:
         return Loader(self.prepared, self.recipe.data, self.recipe.seed, self.family, rank, world)
 
@@ -156,7 +159,7 @@ class TextTraining:
         if self.scores and not self._scored:  # a finished run, resumed
             self.evaluate(run.model)
         *_, last = run.sample(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
-        shown = timeline("A sample as it was uncovered", last.rows[0], run.tokenizer)
+        shown = timeline("A sample as it was uncovered", last.rows[0], run.tokenizer, note=last.cost)
         return Evidence(
             bits=self._scored[-1] if self._scored else None,
             bound=recipe.family not in EXACT,

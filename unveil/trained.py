@@ -65,6 +65,9 @@ class Training(Protocol):
     def scores(self) -> bool:
         """Whether anything is held out to be scored."""
 
+    def build(self) -> nn.Module:
+        """The network with the weights that training starts from."""
+
     def loader(self, rank: int, world: int) -> Loader:
         """This rank's micro-batches."""
 

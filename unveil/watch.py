@@ -45,6 +45,8 @@ def painted(snapshot: TextSnapshot, last: int) -> Text:
             text.append("\n────\n", style="dim")
         for piece, at in snapshot.pieces(row):
             text.append(printable(piece), style="dim" if at < 0 else f"bold {colour(at, last)}" if at else "")
+    if snapshot.cost:
+        text.append(f"\n{snapshot.cost}", style="dim italic")
     return text
 
 
@@ -66,7 +68,7 @@ def watch_images(snapshots: Iterable[ImageSnapshot], console: Console | None = N
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         for snapshot in snapshots:
             if console.is_terminal:
-                live.update(blocks(snapshot.sheet()), refresh=True)
+                live.update(blocks(snapshot.thumbnail()), refresh=True)
                 time.sleep(FRAME)
     return snapshot
 
@@ -81,6 +83,8 @@ def watch(snapshots: Iterable[TextSnapshot], last: int, console: Console | None 
         for snapshot in snapshots:
             shown = snapshot.text if isinstance(snapshot.text, str) else " │ ".join(snapshot.text)
             console.print(f"{snapshot.step:4d}  {shown!r}", markup=False, highlight=False, soft_wrap=True)
+        if snapshot is not None and snapshot.cost:
+            console.print(f"      {snapshot.cost}", markup=False, highlight=False)
         return snapshot
     with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
         for snapshot in snapshots:

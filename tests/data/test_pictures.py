@@ -43,6 +43,36 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_captions_stand_beside_images_or_in_a_column(photos: Path, tmp_path: Path) -> None:
+    config = ImageDataConfig(kind="folder", path=str(photos), captions=".txt")
+    with pytest.raises(UserError, match=r"a\.png: has no caption, there is no a\.txt; write one"):
+        list(pictures(config))
+    for name in ("dog/b", "dog/a", "cat/a", "cat/z"):
+        (photos / f"{name}.txt").write_text(f"\n {name} \n")
+    assert [p.caption for p in pictures(config)] == ["cat/a", "cat/z", "dog/a", "dog/b"]  # type: ignore[union-attr]
+    before = fingerprint(config)
+    (photos / "cat" / "a.txt").write_text("another, longer")
+    assert fingerprint(config) != before and len(before) == 8
+    (photos / "cat" / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"a\.txt: is no UTF-8"):
+        list(pictures(config))
+    with pytest.raises(UserError, match=r"data.captions.*such as \.txt"):
+        list(pictures(replace(config, captions="caption")))
+    rows = {"image": [encoded([[1, 2]]), encoded([[3, 4]])], "words": ["one", None]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    table = ImageDataConfig(kind="parquet", path=str(tmp_path / "t.parquet"), captions="words")
+    assert next(pictures(table)).caption == "one"  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"data.captions: 'words' of .* row 2 holds NoneType, wanted a text"):
+        list(pictures(table))
+    with pytest.raises(UserError, match=r"data\.captions: there is no 'word'"):
+        list(pictures(replace(table, captions="word")))
+
+
+def test_a_toy_is_points(tmp_path: Path) -> None:
+    found = list(pictures(ImageDataConfig(kind="toy", path="rings", limit=9)))
+    assert len(found) == 9 and {(p.pixels.shape, p.pixels.dtype) for p in found} == {((2, 1, 1), np.dtype(np.float32))}  # type: ignore[union-attr]
+
+
 def test_digits_are_scikit_learns_with_every_level_kept_apart() -> None:
     found = list(pictures(ImageDataConfig()))
     truth = load_digits()

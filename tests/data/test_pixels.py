@@ -45,6 +45,17 @@ def test_the_store_holds_the_source_over_several_files(config: ImageDataConfig, 
         prepared.store[23]
 
 
+def test_what_is_no_picture_is_kept_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD_BYTES", 5 * 8)
+    config = ImageDataConfig(kind="toy", path="moons", limit=23, cache=str(tmp_path))
+    prepared = prepare_images(config)
+    assert len(list(prepared.folder.glob("*.arrow"))) == 5 and prepared.shape == (2, 1, 1) and prepared.classes == ("0", "1")
+    for store in (prepared.store, pickle.loads(pickle.dumps(prepared.store))):
+        assert not store.pictures
+        for i, picture in enumerate(pictures(config)):
+            assert np.array_equal(store.values(i), picture.pixels) and store.values(i).dtype == np.float32  # type: ignore[union-attr]
+
+
 def test_classes_stand_in_the_order_of_numbers_and_names(config: ImageDataConfig) -> None:
     prepared = prepare_images(config)
     assert prepared.classes == ("9", "10", "b")

@@ -8,7 +8,7 @@ import torch
 
 from unveil.config import MaskedConfig, MaskedSamplerConfig, TransformerConfig
 from unveil.data.noise import generator
-from unveil.discrete.family import Masked
+from unveil.discrete.family import Discrete
 from unveil.errors import UserError
 from unveil.family import Family, Request
 from unveil.nn.layout import Bidirectional
@@ -20,7 +20,7 @@ MODEL = TransformerConfig(width=16, depth=1, heads=2, hidden=32, window=4)
 @pytest.fixture
 def make(vocabulary):
     def build(seed=0, **objective) -> Family:
-        return Masked(vocabulary, MODEL, MaskedConfig(**objective), MaskedSamplerConfig(), seed=seed)
+        return Discrete(vocabulary, MODEL, MaskedConfig(**objective), MaskedSamplerConfig(), seed=seed)
 
     return build
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from unveil.config import MaskedSamplerConfig
 from unveil.discrete.denoiser import Subs
-from unveil.discrete.sampler import MaskedSampler, quota, schedule
+from unveil.discrete.sampler import MaskedSampler
+from unveil.discrete.window import quota
 from unveil.errors import UserError
 from unveil.family import Request
 from unveil.nn.head import LogitsModel
@@ -43,46 +44,6 @@ class Constant(nn.Module):
 
     def forward(self, batch: Packed) -> torch.Tensor:
         return self.logits.expand(len(batch.tokens_T), -1)
-
-
-# --- the plan
-
-
-@given(st.integers(0, 200), st.integers(1, 64))
-def test_quota_sums_to_the_masks_and_is_even(masks, steps):
-    numbers = quota(masks, steps)
-    assert len(numbers) == steps and sum(numbers) == masks
-    assert max(numbers) - min(numbers) <= 1 and numbers == sorted(numbers, reverse=True)
-
-
-@pytest.mark.parametrize(("masks", "steps"), [(16, 16), (16, 5), (7, 3), (3, 8), (0, 4), (128, 48)])
-def test_golden_quota(golden, masks, steps):
-    arrays, _ = golden("llada_generate")
-    table = arrays[f"outputs.num_transfer_m{masks}_s{steps}"]
-    assert quota(masks, steps) == table[0].tolist() and quota(masks // 2, steps) == table[1].tolist()
-
-
-@given(st.integers(1, 60), st.integers(0, 80), st.integers(0, 70))
-def test_schedule_covers_every_window_in_turn(masks, steps, window):
-    windows = -(-masks // window) if window else 1
-    if steps and steps < windows:
-        with pytest.raises(UserError, match=r"sampler\.steps.*at least"):
-            schedule(masks, steps, window)
-        return
-    plan = schedule(masks, steps, window)
-    assert sum(n for _, n in plan) == masks and all(n >= 1 for _, n in plan)
-    assert len(plan) <= (steps or masks)
-    done = 0
-    for reach, n in plan:
-        assert reach == min(masks, (done // window + 1) * window if window else masks)  # the window of the first mask that is left
-        done += n
-        assert done <= reach
-    if not steps:
-        assert len(plan) == masks
-
-
-def test_steps_are_used_up_where_the_windows_can_take_them():
-    assert [len(schedule(16, steps, 4)) for steps in (4, 8, 11, 16)] == [4, 8, 11, 16]
 
 
 # --- golden trajectories
@@ -182,13 +143,15 @@ def test_what_is_given_stays_and_commits_follow_quota_and_window(network, vocabu
     m = vocabulary.mask
     asked = request(vocabulary, [2, m, m, 0, m, 1, m], 5, seed=3)
     state = ours.begin([asked])
-    plan = state.rows[0].plan
+    plan = state.rows[0].windows
+    quotas = [n for masks, steps in zip(plan.masks, plan.steps, strict=True) for n in quota(masks, min(masks, steps))]
     hidden = np.flatnonzero(state.rows[0].tokens == m)
     before = state.rows[0].tokens
-    for step, (reach, n) in enumerate(plan, start=1):
+    for step, n in enumerate(quotas, start=1):
+        reach = plan.end[state.rows[0].window]
         (row,) = ours.step(network, state).rows
         changed = np.flatnonzero(row.tokens != before)
-        assert len(changed) == n and set(changed) <= set(hidden[:reach])
+        assert len(changed) == n and set(changed) <= set(hidden[hidden < reach])
         assert (before[changed] == m).all() and (row.committed_at[changed] == step).all()
         assert (row.tokens == m).sum() == (row.committed_at == -1).sum()
         before = row.tokens
@@ -201,7 +164,7 @@ def test_what_is_given_stays_and_commits_follow_quota_and_window(network, vocabu
 
 
 def test_split_and_joined_rows_go_on_as_they_would_have(network, vocabulary):
-    ours = sampler(vocabulary, order="random", window=3)
+    ours = sampler(vocabulary, order="random", window=3, end="forbid")
     requests = [request(vocabulary, [i], 6, seed=i) for i in range(3)]
     straight = run(ours, network, requests)
     state = ours.begin(requests[:2])

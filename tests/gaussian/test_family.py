@@ -24,10 +24,15 @@ NETWORK = UNetConfig(channels=(8, 8), attention=("none", "none"), layers=1, grou
 
 
 def family(
-    objective: dict[str, Any] | None = None, sampler: dict[str, Any] | None = None, classes: int = 0, augmentation: int = 0
+    objective: dict[str, Any] | None = None,
+    sampler: dict[str, Any] | None = None,
+    classes: int = 0,
+    augmentation: int = 0,
+    embedding: int = 0,
 ) -> Gaussian:
     config = GaussianConfig(**(objective or {}))
-    return Gaussian(SHAPE, NETWORK, config, GaussianSamplerConfig(**{"steps": 4, **(sampler or {})}), classes, augmentation, seed=5)
+    solver = GaussianSamplerConfig(**{"steps": 4, **(sampler or {})})
+    return Gaussian(SHAPE, NETWORK, config, solver, classes, augmentation, seed=5, embedding=embedding)
 
 
 def model(kind: Gaussian) -> GaussianModel:
@@ -261,3 +266,31 @@ def test_flops_are_counted_on_the_network() -> None:
     wide = Gaussian(SHAPE, replace(NETWORK, channels=(16, 16)), GaussianConfig(), GaussianSamplerConfig())
     built = wide.build()
     assert isinstance(built, GaussianModel) and 3 < built.flops_per_sample() / small < 4.2
+
+
+def test_a_text_is_told_or_dropped_and_guides() -> None:
+    kind = family({"class_dropout": 0.5}, embedding=3)
+    net = model(kind)
+    draws = [kind.draw(i, 0, 1, generator(5, 0, i, "draw")) for i in range(64)]
+    assert 0.3 < np.mean([d["told"] for d in draws]) < 0.7
+    noise = {name: torch.from_numpy(np.concatenate([d[name] for d in draws[:6]])) for name in draws[0]}
+    x = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ids, told = torch.arange(6), noise["told"]
+    words = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    losses = [
+        kind.loss(net, Images(x, ids, embedding_NE=e), {**noise, "told": t})["loss"].sum.item()
+        for e, t in ((words, told), (words * told[:, None], torch.ones(6, dtype=torch.bool)), (words, torch.ones(6, dtype=torch.bool)))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+    def ends(weight: float, *embeddings: Any) -> Any:
+        guided = family(sampler={"guidance": weight}, embedding=3)
+        state = guided.begin(net, [ImageRequest(SHAPE, 7, embedding=e) for e in embeddings])
+        while state.live:
+            last = guided.step(net, state)
+        return np.stack([row.image for row in last.rows])
+
+    said, zeros = words[0].numpy(), np.zeros(3, np.float32)
+    plain = ends(1.0, said, None)
+    assert np.abs(plain[0] - plain[1]).max() > 1e-3 and np.allclose(ends(1.0, zeros)[0], plain[1], atol=1e-6)
+    assert np.allclose(ends(0.0, said)[0], plain[1], atol=1e-5) and not np.allclose(ends(3.0, said)[0], plain[0], atol=1e-3)

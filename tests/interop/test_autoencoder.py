@@ -107,3 +107,23 @@ def test_weights_that_are_not_its_own(kind: str, folder: Path) -> None:
         torch.save(state, folder / "diffusion_pytorch_model.bin")
         place.unlink()
     refused(folder, str(folder), "both whole")
+
+
+def test_the_digest_is_of_the_content(folder: Path, tmp_path: Path) -> None:
+    ours = Autoencoder(folder)
+    ours.save(tmp_path / "copy")
+    copy = Autoencoder(tmp_path / "copy")
+    assert copy.digest == ours.digest and torch.equal(copy.encode(images()), ours.encode(images()))
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.4}))
+    assert Autoencoder(tmp_path / "copy").digest != ours.digest
+    state = load_file(folder / WEIGHTS)
+    next(iter(state.values())).view(-1)[0] += 1
+    save_file(state, folder / WEIGHTS)
+    assert Autoencoder(folder).digest != ours.digest
+
+
+def test_images_of_other_channels_are_refused(folder: Path) -> None:
+    assert Autoencoder(folder).latents(3, 8, 6) == (4, 4, 3)
+    with pytest.raises(UserError, match=r"data\.mode: the images have 1 channel, the autoencoder takes 3"):
+        Autoencoder(folder).latents(1, 8, 8)

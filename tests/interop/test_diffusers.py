@@ -117,6 +117,13 @@ def test_a_unet_goes_back_as_it_came(name: str, unet: Make, tmp_path: Path) -> N
     assert back.shape == got.shape == (3, 8, 8)
 
 
+def test_a_size_that_is_no_square_goes_back_too(unet: Make, tmp_path: Path) -> None:
+    got = load(written(unet(sample_size=(8, 16)), tmp_path / "theirs"))
+    save(tmp_path / "ours", got.denoiser, size=(8, 16))
+    assert load(tmp_path / "ours").shape == got.shape == (3, 8, 16)
+    diffusers.UNet2DModel.from_pretrained(tmp_path / "ours" / "unet")
+
+
 def test_a_dit_goes_back_as_it_came(dit: Make, tmp_path: Path) -> None:
     theirs = dit()
     save(tmp_path / "ours", load(written(theirs, tmp_path / "theirs")).denoiser)
@@ -274,12 +281,14 @@ def test_a_config_that_contradicts_its_weights(unet: Make, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("break_it", "wanted"),
     [
-        (lambda f: (f / "model_index.json").unlink(), ["model_index.json", "is missing"]),
+        (lambda f: [p.rename(p.with_name(f"a-{p.name}")) for p in list(f.iterdir())], ["model_index.json", "is missing"]),
         (lambda f: (f / "model_index.json").write_text("{"), ["model_index.json", "is no JSON"]),
         (lambda f: (f / "model_index.json").write_text("[]"), ["model_index.json", "holds a list"]),
         (lambda f: changed(f / "model_index.json", unet=[None, None]), ["no unet and no transformer"]),
         (lambda f: changed(f / "model_index.json", scheduler=None), ["names no scheduler"]),
         (lambda f: changed(f / "model_index.json", vae=["diffusers", "VQModel"]), ["VQModel"]),
+        (lambda f: changed(f / "model_index.json", _class_name="DDPMPipelin"), ["DDPMPipelin", "did you mean 'DDPMPipeline'"]),
+        (lambda f: changed(f / "unet" / "config.json", sample_size="8"), ["sample_size is 8"]),
         (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), ["scheduler_config.json", "is missing"]),
         (lambda f: (f / "unet" / WEIGHTS).write_bytes(b"\x08"), [WEIGHTS, "truncated"]),
         (lambda f: (f / "unet" / WEIGHTS).unlink(), [WEIGHTS, "is missing"]),

@@ -247,6 +247,7 @@ def test_a_given_scheduler_of_another_training_is_refused(unet: Make, tmp_path: 
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, (3, 3), "3 output channels want fixed_small"),
         ({"_class_name": "DDPMScheduler"}, (3, 6), "6 output channels want learned_range"),
         ({"_class_name": "DDIMScheduler"}, (3, 4), "4 channels of 3"),
+        ({"_class_name": "EDMEulerScheduler"}, (3, 6), "6 channels of 3, a variance too"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "laplace"}, (3, 3), "beta_schedule is 'laplace'"),
         ({"_class_name": "DDIMScheduler", "beta_start": "low"}, (3, 3), "a number is wanted"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, (3, 3), "only 'epsilon'"),

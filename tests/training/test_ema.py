@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from unveil.errors import UserError
-from unveil.training.ema import Average
+from unveil.training.ema import Average, warm
 
 
 def test_average_is_the_recursion_with_a_warm_decay() -> None:
     model = nn.Linear(2, 2).double()
-    average = Average(model, 0.5)
+    average = Average(model, warm(0.5))
     wanted = model.weight.detach().clone()
     for n in range(12):
         with torch.no_grad():
@@ -23,7 +23,7 @@ def test_average_is_the_recursion_with_a_warm_decay() -> None:
 
 def test_swapped_shows_the_average_and_gives_the_weights_back_with_their_storage() -> None:
     model = nn.Linear(2, 2)
-    average = Average(model, 0.9)
+    average = Average(model, warm(0.9))
     start, storage = model.weight.detach().clone(), model.weight.data_ptr()
     with torch.no_grad():
         model.weight.add_(1.0)
@@ -38,7 +38,7 @@ def test_swapped_shows_the_average_and_gives_the_weights_back_with_their_storage
 
 def test_without_decay_the_weights_are_the_models_own() -> None:
     model = nn.Linear(2, 2)
-    average = Average(model, 0.0)
+    average = Average(model, warm(0.0))
     average.update()
     with average.swapped(), torch.no_grad():
         model.weight.fill_(3.0)
@@ -46,8 +46,8 @@ def test_without_decay_the_weights_are_the_models_own() -> None:
 
 
 def test_a_state_of_another_network_is_refused() -> None:
-    average = Average(nn.Linear(2, 2), 0.9)
+    average = Average(nn.Linear(2, 2), warm(0.9))
     with pytest.raises(UserError, match="bias"):
         average.load_state_dict({"weight": torch.zeros(2, 2)}, 1)
     with pytest.raises(ValueError, match=r"1\.5"):
-        Average(nn.Linear(2, 2), 1.5)
+        warm(1.5)

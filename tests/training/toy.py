@@ -27,7 +27,7 @@ from unveil.config import (
 )
 from unveil.data.loader import Loader
 from unveil.data.shards import prepare
-from unveil.discrete.family import Masked
+from unveil.discrete.family import Discrete
 from unveil.family import Noise, Term
 from unveil.nn.head import Head, cross_entropy
 from unveil.nn.layout import Bidirectional
@@ -149,7 +149,7 @@ def real(directory: Path, workers: int) -> Trainer:
     )
     prepared = prepare(data)
     model = TransformerConfig(width=32, depth=1, heads=2, dropout=0.1)
-    family = Masked(prepared.tokenizer.vocabulary, model, MaskedConfig(), MaskedSamplerConfig())
+    family = Discrete(prepared.tokenizer.vocabulary, model, MaskedConfig(), MaskedSamplerConfig())
     run = recipe({"kind": "muon"}, save_every=2, packs=2, ema=0.9)
     torch.manual_seed(0)
     return Trainer(family, family.build(), Loader(prepared, data, 3, family), run, directory, evaluate=evaluate, console=False)

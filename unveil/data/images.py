@@ -16,12 +16,13 @@ LEVELS = 256
 @dataclass(frozen=True)
 class Images:
     """N images in [-1, 1], float32. ``labels_N`` are classes (int64), ``augmentation_NA`` what was done to each image (float32; zeros
-    are nothing), ``sample_ids_N`` global sample indices."""
+    are nothing), ``embedding_NE`` what its caption says (float32), ``sample_ids_N`` global sample indices."""
 
     x_NCHW: Tensor
     sample_ids_N: Tensor
     labels_N: Tensor | None = None
     augmentation_NA: Tensor | None = None
+    embedding_NE: Tensor | None = None
 
     unit: ClassVar[str] = "images"
 
@@ -53,12 +54,17 @@ def levels(x: Tensor) -> Tensor:
 
 
 def batch_of(
-    images: Sequence[np.ndarray[Any, Any]], sample_ids: Sequence[int], labels: Sequence[int], augmentation: Sequence[Any] = ()
+    images: Sequence[np.ndarray[Any, Any]],
+    sample_ids: Sequence[int],
+    labels: Sequence[int],
+    augmentation: Sequence[Any] = (),
+    embeddings: Sequence[Any] = (),
 ) -> Images:
-    """Float images ``[C, H, W]`` and what belongs to them; empty ``labels`` or ``augmentation`` mean that there are none."""
+    """Float images ``[C, H, W]`` and what belongs to them; empty labels, augmentation or embeddings mean that there are none."""
     return Images(
         torch.from_numpy(np.stack(images)),
         torch.tensor(list(sample_ids), dtype=torch.int64),
         torch.tensor(list(labels), dtype=torch.int64) if len(labels) else None,
         torch.from_numpy(np.stack(augmentation).astype(np.float32)) if len(augmentation) else None,
+        torch.from_numpy(np.stack(embeddings)) if len(embeddings) else None,
     )

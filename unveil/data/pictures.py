@@ -1,6 +1,6 @@
-"""Images from where a recipe says: scikit-learn's digits, IDX files, a folder, Parquet or the hub.
+"""Images from where a recipe says: scikit-learn's digits, IDX files, a folder, Parquet or the hub; and toys, which are points.
 
-An image is uint8 ``[H, W, C]`` with one channel (grey) or three (RGB).
+An image is uint8 ``[H, W, C]`` with one channel (grey) or three (RGB), a point float32 ``[2, 1, 1]``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unveil.config import ImageDataConfig
+from unveil.data.toys import POINTS, points
 from unveil.errors import UserError, nearest
 
 Array = np.ndarray[Any, Any]
@@ -27,11 +28,12 @@ MODES = {"grey": "L", "rgb": "RGB"}
 
 
 class Picture(NamedTuple):
-    """An image, a name unique within its source, and what it shows (a class's name), if that is known."""
+    """An image, a name unique within its source, and what it shows: a class's name, if that is known, and words, if they are asked for."""
 
     name: str
     pixels: Array
     label: str | None
+    caption: str | None = None
 
 
 class Unreadable(NamedTuple):
@@ -55,9 +57,11 @@ def pictures(config: ImageDataConfig) -> Iterator[Picture | Unreadable]:
 
 def fingerprint(config: ImageDataConfig) -> list[Any]:
     """What tells whether the source has changed since it was read: sizes and times of its files."""
-    if config.kind in ("digits", "hub"):
+    if config.kind in ("digits", "hub", "toy"):
         return [config.path]
     paths = [*_files(config), *([Path(config.labels).expanduser()] if config.kind == "idx" and config.labels else [])]
+    if config.kind == "folder" and config.captions:
+        paths += [found for path in paths if (found := path.with_suffix(config.captions)).is_file()]
     for path in paths:
         if not path.exists():
             raise UserError("data.labels", f"'{path}' does not exist", "give the IDX file of the labels, or leave it empty")
@@ -74,6 +78,11 @@ def _digits(config: ImageDataConfig) -> Iterator[Picture]:
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         levels = np.rint(image[..., None] * (255 / 16)).astype(np.uint8)
         yield Picture(f"digit {index}", _arranged(levels, config), str(label))
+
+
+def _toy(config: ImageDataConfig) -> Iterator[Picture]:
+    for index, (point, part) in enumerate(zip(*points(config.path, config.limit or POINTS), strict=True)):
+        yield Picture(f"point {index}", point.reshape(2, 1, 1), str(part))
 
 
 # IDX -----------------------------------------------------------------------------------------------------------------------------
@@ -138,10 +147,23 @@ def _folder(config: ImageDataConfig) -> Iterator[Picture | Unreadable]:
         except OSError as error:
             yield Unreadable(str(path), error.strerror or str(error))
             continue
-        yield _decoded(str(path), data, name.parts[0] if len(name.parts) > 1 else None, config)
+        caption = _beside(path, config.captions) if config.captions else None
+        yield _decoded(str(path), data, name.parts[0] if len(name.parts) > 1 else None, caption, config)
 
 
-def _decoded(name: str, data: bytes, label: str | None, config: ImageDataConfig) -> Picture | Unreadable:
+def _beside(path: Path, suffix: str) -> str:
+    """The words in the file beside an image."""
+    if not suffix.startswith("."):
+        raise UserError("data.captions", f"got '{suffix}' for a folder", "give the suffix of the files beside the images, such as .txt")
+    try:
+        return path.with_suffix(suffix).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise UserError(str(path), f"has no caption, there is no {path.stem}{suffix}", "write one, or take the image away") from None
+    except UnicodeDecodeError as error:
+        raise UserError(str(path.with_suffix(suffix)), f"is no UTF-8 ({error.reason})", "save it as UTF-8") from None
+
+
+def _decoded(name: str, data: bytes, label: str | None, caption: str | None, config: ImageDataConfig) -> Picture | Unreadable:
     """An encoded image, upright as its EXIF data say."""
     Image, ImageOps = _pillow(config.kind)
     try:
@@ -154,7 +176,7 @@ def _decoded(name: str, data: bytes, label: str | None, config: ImageDataConfig)
         return Unreadable(name, reason.splitlines()[0])
     if config.mode == "as-is" and image.mode not in ("1", "L", "RGB"):
         raise UserError(name, f"is of mode {image.mode}, wanted L (grey) or RGB", 'set data.mode to "grey" or "rgb"')
-    return Picture(name, _pixels(image, "L" if image.mode == "1" else image.mode, config), label)
+    return Picture(name, _pixels(image, "L" if image.mode == "1" else image.mode, config), label, caption)
 
 
 def _arranged(pixels: Array, config: ImageDataConfig) -> Array:
@@ -196,7 +218,7 @@ def _parquet(config: ImageDataConfig) -> Iterator[Picture | Unreadable]:
         try:
             with pq.ParquetFile(path) as table:
                 known = table.schema_arrow.names
-                wanted = [config.column, *([config.labels] if config.labels else [])]
+                wanted = _columns(config)
                 for name in wanted:
                     if name not in known:
                         raise _no_column(name, known, str(path), config)
@@ -222,7 +244,7 @@ def _hub(config: ImageDataConfig) -> Iterator[Picture | Unreadable]:
             row = next(rows, None)
             if row is None:
                 return
-            for column in (config.column, *([config.labels] if config.labels else [])):
+            for column in _columns(config):
                 if column not in row:
                     raise _no_column(column, list(row), config.path, config)
             yield _of_row(f"{config.path} row {number}", row, config)
@@ -243,11 +265,19 @@ def _of_row(name: str, row: dict[str, Any], config: ImageDataConfig) -> Picture 
         problem = f"'{config.column}' of {name} holds {type(data).__name__}, wanted the bytes of an image file"
         raise UserError("data.column", problem, "name the column that holds the image")
     label = row[config.labels] if config.labels else None
-    return _decoded(name, data, None if label is None else str(label), config)
+    caption = row[config.captions] if config.captions else None
+    if config.captions and not isinstance(caption, str):
+        problem = f"'{config.captions}' of {name} holds {type(caption).__name__}, wanted a text"
+        raise UserError("data.captions", problem, "name the column that holds the captions")
+    return _decoded(name, data, None if label is None else str(label), caption, config)
+
+
+def _columns(config: ImageDataConfig) -> list[str]:
+    return [name for name in (config.column, config.labels, config.captions) if name]
 
 
 def _no_column(column: str, known: list[str], where: str, config: ImageDataConfig) -> UserError:
-    field = "data.column" if column == config.column else "data.labels"
+    field = {config.captions: "data.captions", config.labels: "data.labels", config.column: "data.column"}[column]
     return UserError(field, f"there is no '{column}' in {where}", nearest(column, known))
 
 
@@ -257,4 +287,5 @@ _READERS: dict[str, Callable[[ImageDataConfig], Iterator[Picture | Unreadable]]]
     "folder": _folder,
     "parquet": _parquet,
     "hub": _hub,
+    "toy": _toy,
 }

@@ -1,4 +1,4 @@
-"""Prepared images: read once into memory-mapped files of uint8, with their classes; a fixed rule says which are held out.
+"""Prepared images: read once into memory-mapped files, with their classes and captions; a fixed rule says which are held out.
 
 A folder of the cache is named by a hash of all that shaped it. Files are written aside and renamed.
 """
@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ import pyarrow as pa
 
 from unveil.config import ImageDataConfig
 from unveil.data.columns import REMEDY, cache_folder, read_columns, write_columns
+from unveil.data.encoded import Encoder, Rows, encoded
+from unveil.data.images import normalised
 from unveil.data.pictures import Picture, Unreadable, fingerprint, pictures
 from unveil.errors import UserError
 
@@ -33,20 +35,25 @@ Progress = Callable[[str, int, int], None]
 
 
 class PixelStore:
-    """All images of a source over any number of files: item ``i`` is a read-only view, uint8 ``[H, W, C]``.
+    """All images of a source over any number of files: item ``i`` is a read-only view, uint8 ``[H, W, C]``, or float32 ``[C, H, W]``
+    of what is no picture and used as it is.
 
     ``labels`` int64 ``[D]`` are in memory, pixels are read from the mapped files; ``ranks`` takes a label of the files to the label it
     stands for. Raises UserError for a file that is missing, truncated, corrupted or of another format.
     """
 
-    def __init__(self, paths: Sequence[Path], key: str, shape: Shape, ranks: Sequence[int]) -> None:
-        self._origin, self.shape = (tuple(paths), key, shape, tuple(ranks)), shape
-        shards = [read_columns(path, ("name", "pixels", "label"), PIXEL_FORMAT, key) for path in paths]
+    def __init__(self, paths: Sequence[Path], key: str, shape: Shape, ranks: Sequence[int], captioned: bool = False) -> None:
+        self._origin, self.shape = (tuple(paths), key, shape, tuple(ranks), captioned), shape
+        columns = ("name", "pixels", "label", "caption") if captioned else ("name", "pixels", "label")
+        shards = [read_columns(path, columns, PIXEL_FORMAT, key) for path in paths]
         self._names = [s["name"] for s in shards]
+        self._captions = [s["caption"] for s in shards] if captioned else []
         self._pixels = [s["pixels"].values.to_numpy(zero_copy_only=True).reshape(-1, *shape) for s in shards]
         self._first = np.concatenate([[0], np.cumsum([len(p) for p in self._pixels])]).astype(np.int64)
         found = np.concatenate([s["label"].to_numpy(zero_copy_only=True) for s in shards])
         self.labels = np.array([*ranks, NO_LABEL], dtype=np.int64)[found]
+        self.files = [(path.name, len(part)) for path, part in zip(paths, self._pixels, strict=True)]
+        """Name and number of images of each file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PixelStore, self._origin
@@ -62,6 +69,20 @@ class PixelStore:
         shard, row = self._find(index)
         return str(self._names[shard][row])
 
+    def caption(self, index: int) -> str:
+        """What the image shows, in words."""
+        shard, row = self._find(index)
+        return str(self._captions[shard][row])
+
+    @property
+    def pictures(self) -> bool:
+        """Whether its items have 256 levels, as pixels have, and no values of their own."""
+        return bool(self._pixels[0].dtype == np.uint8)
+
+    def values(self, index: int) -> Array:
+        """An item as a network takes it, float32 ``[C, H, W]``: pixels in [-1, 1], all else as it is."""
+        return normalised(self[index]) if self.pictures else self[index]
+
     def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
@@ -72,19 +93,52 @@ class PixelStore:
 @dataclass(frozen=True)
 class PreparedImages:
     """``parts`` holds the indices of the training and of the held-out images; ``classes`` the names of the labels (empty where there
-    are none); ``skipped`` the images left out because they cannot be read."""
+    are none); ``skipped`` the images left out because they cannot be read. ``latents`` (``mean`` and ``std``) take the place of the
+    pixels; ``embeddings`` (``embedding``) are those of the captions."""
 
     store: PixelStore
     parts: dict[Part, Array]
     classes: tuple[str, ...]
     skipped: tuple[str, ...]
     folder: Path
+    latents: Rows | None = None
+    embeddings: Rows | None = None
 
     @property
     def shape(self) -> Shape:
-        """Channels, height, width."""
-        height, width, channels = self.store.shape
+        """Channels, height, width of what is trained on."""
+        if self.latents is not None:
+            channels, height, width = self.latents.shape
+        elif self.store.pictures:
+            height, width, channels = self.store.shape
+        else:
+            channels, height, width = self.store.shape
         return channels, height, width
+
+    def values(self, index: int, rng: np.random.Generator | None = None) -> Array:
+        """What is trained on, float32 ``[C, H, W]``. Latents have a distribution: a draw from it, or without ``rng`` its mean."""
+        if self.latents is None:
+            return self.store.values(index)
+        mean = self.latents.row("mean", index)
+        return mean if rng is None else mean + self.latents.row("std", index) * rng.standard_normal(mean.shape, dtype=np.float32)
+
+    def with_latents(self, encoder: Encoder, shape: Shape, progress: Progress | None = None) -> PreparedImages:
+        """Latents of this shape in the place of the pixels, by an encoder of images float32 ``[C, H, W]`` in [-1, 1]."""
+        return replace(self, latents=self._encoded(self.store.values, encoder, shape, "encoding images", progress))
+
+    def with_embeddings(self, encoder: Encoder, width: int, progress: Progress | None = None) -> PreparedImages:
+        """Embeddings ``[E]`` of the captions beside the images."""
+        return replace(self, embeddings=self._encoded(self.store.caption, encoder, (width,), "encoding captions", progress))
+
+    def _encoded(self, item: Callable[[int], Any], encoder: Encoder, shape: tuple[int, ...], stage: str, progress: Progress | None) -> Rows:
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(stage, done, total)
+
+        try:
+            return encoded(self.folder, self.store.files, item, encoder, shape, report)
+        except OSError as error:
+            raise _unusable(self.folder, error) from error
 
 
 def prepare_images(config: ImageDataConfig, progress: Progress | None = None) -> PreparedImages:
@@ -93,7 +147,7 @@ def prepare_images(config: ImageDataConfig, progress: Progress | None = None) ->
     Every ``hold_out``-th image in the order of the source is held out, whatever the seed. Raises UserError for a source that cannot be
     read, images of mixed sizes or modes, one that cannot be read (unless ``skip_corrupt``), a damaged cache and a full disk.
     """
-    read = [config.kind, config.column, config.labels, config.size, config.mode, config.skip_corrupt, config.limit]
+    read = [config.kind, config.column, config.labels, config.size, config.mode, config.skip_corrupt, config.limit, config.captions]
     key = hashlib.blake2b(json.dumps([PIXEL_FORMAT, read, fingerprint(config)]).encode(), digest_size=12).hexdigest()
     folder = cache_folder(config) / "images" / key
     try:
@@ -103,19 +157,23 @@ def prepare_images(config: ImageDataConfig, progress: Progress | None = None) ->
             _fill(folder, key, config, progress or (lambda stage, done, total: None))
         found = _manifest(manifest)
     except OSError as error:
-        problem = f"'{folder}' cannot be used ({error.strerror or error})"
-        raise UserError("data.cache", problem, "free some space or name another folder") from error
-    height, width, channels = found["shape"]
+        raise _unusable(folder, error) from error
     seen = found["classes"]
     classes = tuple(sorted(seen, key=_natural))
     paths = [folder / name for name in found["files"]]
-    store = PixelStore(paths, key, (height, width, channels), [classes.index(name) for name in seen])
+    ranks = [classes.index(name) for name in seen]
+    store = PixelStore(paths, key, tuple(found["shape"]), ranks, bool(config.captions))
     index = np.arange(len(store))
     held = (index + 1) % config.hold_out == 0 if config.hold_out else np.zeros(len(store), np.bool_)
     if held.all():
         raise UserError("data.hold_out", f"{config.hold_out} leaves nothing to train on", "set it to 10, or to 0 to hold out none")
     parts: dict[Part, Array] = {"train": index[~held], "validation": index[held]}
     return PreparedImages(store, parts, classes, tuple(found["skipped"]), folder)
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    problem = f"'{folder}' cannot be used ({error.strerror or error})"
+    return UserError("data.cache", problem, "free some space or name another folder")
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -155,7 +213,7 @@ def _fill(folder: Path, key: str, config: ImageDataConfig, report: Progress) -> 
             raise _mixed(first, picture)
         found.append(picture)
         count += 1
-        if len(found) * picture.pixels.size >= SHARD_BYTES:
+        if len(found) * picture.pixels.nbytes >= SHARD_BYTES:
             close()
         report("reading", count, 0)
     if first is None:
@@ -176,6 +234,8 @@ def _write(path: Path, key: str, found: list[Picture], classes: dict[str, int]) 
         "pixels": pa.FixedSizeListArray.from_arrays(pa.array(pixels), found[0].pixels.size),
         "label": pa.array(np.array(labels, dtype=np.int64)),
     }
+    if found[0].caption is not None:
+        columns["caption"] = pa.array([p.caption for p in found], pa.large_string())
     write_columns(path, columns, PIXEL_FORMAT, key)
 
 

@@ -72,17 +72,27 @@ class Tokenizer:
 
     ``vocabulary`` holds the size and the six special ids. The special tokens missing in a foreign file are appended; text that
     spells a special token is ordinary text.
+
+    Args:
+        vocabulary: of a foreign network that comes with the tokenizer: nothing is appended, and text that spells a special token is that
+            token, as where the network was trained.
+        opens: whether a text begins with the start token; without, only an empty one does.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, vocabulary: Vocabulary | None = None, opens: bool = True) -> None:
         backend.no_truncation()
         backend.no_padding()
-        missing = [s for s in SPECIALS if backend.token_to_id(s) is None]
-        backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in missing])
-        backend.encode_special_tokens = True
+        if vocabulary is None:
+            missing = [s for s in SPECIALS if backend.token_to_id(s) is None]
+            backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in missing])
+        backend.encode_special_tokens = vocabulary is None
+        self._given, self._opens = vocabulary, opens
         self._backend = backend
         tokens = backend.get_vocab(with_added_tokens=True)
-        self.vocabulary = Vocabulary(max(tokens.values()) + 1, *(tokens[s] for s in SPECIALS))
+        if vocabulary is not None and (count := max(tokens.values()) + 1) > vocabulary.size:
+            problem = f"has {count} tokens, the network knows {vocabulary.size}"
+            raise UserError("tokenizer.json", problem, "take the tokenizer of the same download")
+        self.vocabulary = vocabulary or Vocabulary(max(tokens.values()) + 1, *(tokens[s] for s in SPECIALS))
 
         description = json.loads(backend.to_str())
         model, steps = description["model"], json.dumps([description["pre_tokenizer"], description["decoder"]])
@@ -109,11 +119,11 @@ class Tokenizer:
         elif all(f"<0x{b:02X}>" in tokens for b in range(256)):
             self._byte_ids = np.array([tokens[f"<0x{b:02X}>"] for b in range(256)], dtype=np.int64)
         untouched = description["normalizer"] is None and (description["pre_tokenizer"] or {}).get("add_prefix_space") is False
-        self._plain_bytes = plain and untouched and self._pieces is not None and self._byte_ids is not None
+        self._plain_bytes = vocabulary is None and plain and untouched and self._pieces is not None and self._byte_ids is not None
         self._special = frozenset(self.vocabulary.specials)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_json, (self._backend.to_str(),)
+        return _from_json, (self._backend.to_str(), self._given, self._opens)
 
     def encode(self, data: str | bytes) -> Ids:
         """Ids of the text alone, no special tokens, int64 ``[T]``. Raises UserError for a character (or a byte that is no UTF-8)
@@ -138,6 +148,12 @@ class Tokenizer:
             position = match.end()
         parts += self._encode_text(text[position:])
         return np.concatenate([np.asarray(p, dtype=np.int64) for p in parts]) if parts else np.zeros(0, dtype=np.int64)
+
+    def opened(self, text: str) -> Ids:
+        """``encode``, with the start token before it, unless the text spells it itself."""
+        ids, start = self.encode(text), self.vocabulary.start
+        begun = len(ids) and (ids[0] == start or not self._opens)
+        return ids if begun else np.concatenate([[start], ids]).astype(np.int64)
 
     def _encode_text(self, text: str) -> list[list[int]]:
         if not text:
@@ -207,10 +223,12 @@ class Tokenizer:
                 aside.unlink()
 
     @staticmethod
-    def load(path: Path | str) -> Tokenizer:
-        """Read a ``tokenizer.json``. Raises UserError where it is missing or is none."""
+    def load(path: Path | str, vocabulary: Vocabulary | None = None, opens: bool = True) -> Tokenizer:
+        """Read a ``tokenizer.json``. Raises UserError where it is missing, is none or has more tokens than ``vocabulary``."""
         try:
-            return _from_json(Path(path).read_text(encoding="utf-8"))
+            return _from_json(Path(path).read_text(encoding="utf-8"), vocabulary, opens)
+        except UserError as error:
+            raise UserError(str(path), error.problem, error.remedy) from None
         except OSError as error:
             raise UserError(str(path), f"the tokenizer cannot be read ({error.strerror})", "give the path of a tokenizer.json") from error
         except Exception as error:  # the library raises bare Exception for whatever it cannot parse
@@ -253,8 +271,8 @@ class Tokenizer:
         return Tokenizer(backend)
 
 
-def _from_json(text: str) -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(text))
+def _from_json(text: str, vocabulary: Vocabulary | None = None, opens: bool = True) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), vocabulary, opens)
 
 
 def _characters(documents: Iterable[bytes]) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Masked diffusion as a family: the contract of ``unveil.family`` kept by process, denoiser, objective, sampler and likelihood."""
+"""Discrete diffusion as a family: the contract of ``unveil.family`` kept by a kind of objective and its sampler."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from unveil.config import MaskedConfig, MaskedSamplerConfig, TransformerConfig
-from unveil.data.noise import generator, stratified
-from unveil.discrete.denoiser import Subs
-from unveil.discrete.likelihood import bound
-from unveil.discrete.objective import BUCKETS, MaskedObjective, curve
-from unveil.discrete.process import SCHEDULES, Absorbing
-from unveil.discrete.sampler import MaskedSampler, MaskedState
+from unveil.config import BlockConfig, MaskedConfig, MaskedSamplerConfig, ScoreConfig, TransformerConfig
+from unveil.data.noise import generator
+from unveil.discrete.canvas import MaskedState
+from unveil.discrete.kinds import kind_of
+from unveil.discrete.objective import BUCKETS, curve
 from unveil.errors import UserError
 from unveil.family import Curve, Noise, Request, Snapshot, Term, View
-from unveil.nn.layout import Bidirectional
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 from unveil.text.vocabulary import Vocabulary
@@ -25,8 +22,8 @@ from unveil.text.vocabulary import Vocabulary
 Array = np.ndarray[Any, Any]
 
 
-class Masked:
-    """Masked diffusion over tokens (LLaDA, MDLM): a bidirectional transformer without a time input.
+class Discrete:
+    """Discrete diffusion over tokens: masked (LLaDA, MDLM), in blocks (BD3-LM), or by scores (SEDD).
 
     Args:
         vocabulary: ids of the special tokens; the start token is never noised.
@@ -35,14 +32,15 @@ class Masked:
         seed: of the offset of the stratified times, shared by all samples of an epoch.
 
     Raises:
-        UserError: times outside 0 <= t_min < t_max <= 1, a ``random_length`` that is no share, a sampler setting below 0.
+        UserError: times outside 0 <= t_min < t_max <= 1, a ``random_length`` that is no share, settings of the sampler that do not go
+            together or with the objective.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
         model: TransformerConfig,
-        objective: MaskedConfig,
+        objective: MaskedConfig | BlockConfig | ScoreConfig,
         sampler: MaskedSamplerConfig,
         stop: Callable[[Sequence[int]], bool] | None = None,
         seed: int = 0,
@@ -52,34 +50,36 @@ class Masked:
         if not 0 <= objective.random_length <= 1:
             raise UserError("objective.random_length", f"got {objective.random_length}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.config, self.seed = vocabulary, model, objective, seed
-        self.process = Absorbing(SCHEDULES[objective.schedule], vocabulary.mask, (vocabulary.start,))
-        self.denoiser = Subs.of(vocabulary)
-        self.objective = MaskedObjective(self.process, self.denoiser, objective.weight, objective.normalisation)
-        self.sampler = MaskedSampler(self.denoiser, vocabulary.end, sampler, stop)
+        self.kind = kind_of(vocabulary, model, objective)
+        self.sampler = self.kind.sampler(sampler, stop)
 
     def build(self) -> nn.Module:
-        return Transformer(self.model, self.vocabulary.size, Bidirectional(self.model.window))
+        model = Transformer(self.model, self.vocabulary.size, self.kind.layout)
+        self.kind.prepare(model)
+        return model
 
     def transform(self, tokens: Array, rng: np.random.Generator) -> Array:
-        """With probability ``random_length`` the start token and the first U{1..n} of the n tokens after it (LLaDA, section 2.2)."""
-        if len(tokens) < 2 or rng.random() >= self.config.random_length:
+        """With probability ``random_length`` the start token and the first U{1..n} of the n tokens after it (LLaDA, section 2.2); what
+        ends with its document, with more end tokens up to ``end_padding``."""
+        if len(tokens) >= 2 and rng.random() < self.config.random_length:
+            return tokens[: 1 + rng.integers(1, len(tokens))]
+        missing = self.config.end_padding - len(tokens)
+        if missing <= 0 or tokens[-1] != self.vocabulary.end:
             return tokens
-        return tokens[: 1 + rng.integers(1, len(tokens))]
+        return np.concatenate([tokens, np.full(missing, self.vocabulary.end, dtype=tokens.dtype)])
 
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
-        """``t``, the sequence's time in [t_min, t_max], stratified over the samples of the epoch, and ``u``, a uniform per token."""
-        shared = generator(self.seed, epoch, 0, "time").random()
-        t = self.config.t_min + (self.config.t_max - self.config.t_min) * stratified(shared, sample_id)
-        return {"t": np.array([t]), "u": rng.random(length)}
+        """``t``, of the sequence or of every token, and ``u``, a uniform per token; see ``Kind.draw``."""
+        return self.kind.draw(generator(self.seed, epoch, 0, "time").random(), sample_id, length, rng)
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return self.objective.targets(batch, noise)
+        return self.kind.targets(batch, noise)
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        return self.objective.loss(model, batch, noise)
+        return self.kind.loss(model, batch, noise)
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> MaskedState:
-        return self.sampler.begin(requests)
+        return self.sampler.begin(requests, model)
 
     def step(self, model: nn.Module, state: MaskedState) -> Snapshot:
         return self.sampler.step(model, state)
@@ -87,8 +87,8 @@ class Masked:
     def log_likelihood(
         self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A lower bound, by the exact-l estimator; see ``likelihood.bound``."""
-        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T)
+        """A lower bound, see ``likelihood.bound`` and ``score.bound``; of blocks of 1 it is log p itself."""
+        return self.kind.bound(model, batch, draws, seed, counted_T)
 
     def views(self, run: Any) -> list[View]:
         """Cross-entropy against t, averaged over the first and the last fifth of the run's ``metrics`` rows."""

@@ -1,6 +1,9 @@
-"""How text is hidden: every token turns into the mask token at a random time and stays there.
+"""How noise comes into text: at random times tokens turn into the mask token and stay there, or into any token.
 
-A schedule gives alpha(t), the probability that a token is still clean at time t in [0, 1]; alpha falls from 1 and is differentiable.
+Both chains have a rate matrix Q that is the same at all times but for the factor sigma'(t), so the transition to time t is
+exp(sigma(t) Q) and needs no integration (Lou et al. 2024, section 3.3). Reverse steps are in ``discrete.jump``.
+
+A schedule gives alpha(t), the probability that a token is still clean at time t in [0, 1]; alpha falls and is differentiable.
 Everything here is float64: the caller casts last.
 """
 
@@ -30,6 +33,16 @@ class Schedule(Protocol):
 
         In terms of the total noise it is sigma'(t) / expm1(sigma(t)).
         """
+
+
+def sigma_rate(schedule: Schedule, t: Tensor) -> Tensor:
+    """sigma'(t) = -alpha'(t) / alpha(t): how often a token is hit."""
+    return -schedule.slope(t) / alpha(schedule, t)
+
+
+def per_token(batch: Packed, values: Tensor) -> Tensor:
+    """``[N]`` or ``[T]`` to ``[T]``: times are drawn for a sequence or for a token."""
+    return values if len(values) == len(batch.tokens_T) else values[batch.sequence_T]
 
 
 def alpha(schedule: Schedule, t: Tensor) -> Tensor:
@@ -91,12 +104,55 @@ class Cosine:
         return (math.pi / 2) / torch.tan(t * (math.pi / 4))
 
 
+@dataclass(frozen=True)
+class Geometric:
+    """sigma = sigma_min^(1-t) sigma_max^t (SEDD): some noise is left at t = 0."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def total(self, t: Tensor) -> Tensor:
+        """sigma(t), to all its digits."""
+        return torch.exp((1.0 - t) * math.log(self.sigma_min) + t * math.log(self.sigma_max))
+
+    def mask_rate(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.total(t))
+
+    def slope(self, t: Tensor) -> Tensor:
+        total = self.total(t)
+        return -math.log(self.sigma_max / self.sigma_min) * total * torch.exp(-total)
+
+    def weight(self, t: Tensor) -> Tensor:
+        total = self.total(t)
+        return math.log(self.sigma_max / self.sigma_min) * total / torch.expm1(total)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """The mask rate runs geometrically from ``low`` to ``high``, so the weight is log(high / low) at all times.
+
+    As the bound does not depend on the schedule, this draws the times of another one by importance (MDLM, appendix C.2).
+    """
+
+    low: float
+    high: float
+
+    def mask_rate(self, t: Tensor) -> Tensor:
+        return torch.exp((1.0 - t) * math.log(self.low) + t * math.log(self.high))
+
+    def slope(self, t: Tensor) -> Tensor:
+        return -math.log(self.high / self.low) * self.mask_rate(t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, math.log(self.high / self.low))
+
+
 SCHEDULES: dict[str, Schedule] = {"linear": Linear(), "log-linear": LogLinear(), "cosine": Cosine()}
 
 
 @dataclass(frozen=True)
 class Absorbing:
-    """The absorbing chain over tokens with one time per sequence.
+    """The absorbing chain over tokens: Q takes every token to ``mask`` at rate 1.
 
     mask: id of the absorbing state. keep: ids that are never noised (the start token).
     """
@@ -107,16 +163,55 @@ class Absorbing:
 
     def maskable(self, tokens_T: Tensor) -> Tensor:
         """Which tokens the chain may hide, bool ``[T]``."""
-        allowed_T = torch.ones_like(tokens_T, dtype=torch.bool)
-        for token in self.keep:
-            allowed_T &= tokens_T != token
-        return allowed_T
+        return _others(tokens_T, self.keep)
 
-    def masked(self, batch: Packed, t_N: Tensor, u_T: Tensor) -> Tensor:
-        """Which tokens are hidden, bool ``[T]``: where ``u_T``, uniform on [0, 1), is below 1 - alpha at the sequence's time ``t_N``."""
-        rate_N = self.schedule.mask_rate(t_N.double())
-        return (u_T.double() < rate_N[batch.sequence_T]) & self.maskable(batch.tokens_T)
+    def masked(self, batch: Packed, t: Tensor, u_T: Tensor) -> Tensor:
+        """Which tokens are hidden, bool ``[T]``: where ``u_T``, uniform on [0, 1), is below 1 - alpha at the time ``t`` of its sequence
+        ``[N]`` or its own ``[T]``."""
+        rate_T = per_token(batch, self.schedule.mask_rate(t.double()))
+        return (u_T.double() < rate_T) & self.maskable(batch.tokens_T)
 
     def hide(self, tokens_T: Tensor, masked_T: Tensor) -> Tensor:
         """The tokens with the mask token where ``masked_T``."""
         return torch.where(masked_T, self.mask, tokens_T)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The uniform chain over S tokens: Q = 1 1^T / S - I, so that a token hit by noise becomes any of them, itself included.
+
+    states: ids of the chain. keep: ids that are never noised (the start token).
+    """
+
+    schedule: Schedule
+    states: tuple[int, ...]
+    keep: tuple[int, ...] = ()
+
+    def maskable(self, tokens_T: Tensor) -> Tensor:
+        """Which tokens the chain may change, bool ``[T]``."""
+        return _others(tokens_T, self.keep)
+
+    def moved(self, sigma: Tensor) -> Tensor:
+        """Probability of each other token after total noise ``sigma``: (1 - e^-sigma) / S."""
+        return -torch.expm1(-sigma) / len(self.states)
+
+    def noised(self, batch: Packed, t: Tensor, u_T: Tensor) -> Tensor:
+        """x_t ``[T]``: where ``u_T``, uniform on [0, 1), is below 1 - alpha, the token that u / (1 - alpha) points at."""
+        rate_T = per_token(batch, self.schedule.mask_rate(t.double()))
+        u_T, states_S = u_T.double(), torch.tensor(self.states, device=u_T.device)
+        index_T = (u_T / rate_T.clamp_min(1e-300) * len(states_S)).long().clamp(0, len(states_S) - 1)
+        hit_T = (u_T < rate_T) & self.maskable(batch.tokens_T)
+        return torch.where(hit_T, states_S[index_T], batch.tokens_T)
+
+    def entropy(self, sigma: Tensor) -> Tensor:
+        """Nats of a token's law after total noise ``sigma``."""
+        other, states = self.moved(sigma), len(self.states)
+        same = 1.0 - (states - 1) * other
+        return -torch.xlogy(same, same) - (states - 1) * torch.xlogy(other, other)
+
+
+def _others(tokens_T: Tensor, keep: tuple[int, ...]) -> Tensor:
+    allowed_T = torch.ones_like(tokens_T, dtype=torch.bool)
+    for token in keep:
+        allowed_T &= tokens_T != token
+    return allowed_T

@@ -1,7 +1,11 @@
-"""How text is uncovered: propose a token for every mask, commit the few that come first in the order, repeat (LLaDA, algorithm 5).
+"""How text is uncovered: one engine for every masked model.
 
-Rows of different lengths go through the network end to end in one pack. A row's randomness depends on its seed and its own step
-alone, so it is the same alone, in any batch and after any split or join.
+A step asks the network about the open masks of every live row in one pass, scores them (``order``), commits some (``commit``), covers
+some again (``remask``) and opens the next window where one is done (``window``). What a row becomes depends on its request alone: all
+decisions are made per row, in float64, with ties to the lowest index, and a row's random numbers are keyed by its seed and its own step.
+So it is the same alone, in any batch, and after ``select`` and ``join``.
+
+B rows, T tokens, M masks asked about, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,121 +20,79 @@ from torch import Tensor
 
 from unveil.config import MaskedSamplerConfig
 from unveil.data.noise import generator
+from unveil.discrete.allowed import Model, check, check_cache
+from unveil.discrete.cached import Cached, Kept
+from unveil.discrete.canvas import Canvas, MaskedState
+from unveil.discrete.commit import chosen, revealed
+from unveil.discrete.context import Context, Reading, Whole
 from unveil.discrete.denoiser import Subs
+from unveil.discrete.guidance import guided, unconditional
+from unveil.discrete.order import ORDERS, Proposals, first, waiting
+from unveil.discrete.process import Linear, Schedule
+from unveil.discrete.propose import propose
+from unveil.discrete.remask import doubted, rates
+from unveil.discrete.window import windows
 from unveil.errors import UserError
-from unveil.family import Request, Row, Snapshot
-from unveil.nn.packed import Packed
-from unveil.text.proposals import draw, forbid
+from unveil.family import Request, Snapshot
+from unveil.text.proposals import forbid
 
 Array = np.ndarray[Any, Any]
-
-
-def quota(masks: int, steps: int) -> list[int]:
-    """Tokens to commit at each of ``steps``: masks // steps, and one more in the first masks % steps. Sums to ``masks``."""
-    each, more = divmod(masks, steps)
-    return [each + (step < more) for step in range(steps)]
-
-
-def schedule(masks: int, steps: int, window: int) -> list[tuple[int, int]]:
-    """One ``(reach, quota)`` per step: the first ``reach`` masks of the row are open to it, and it commits ``quota`` of them.
-
-    Masks are cut left to right into windows of ``window`` (0: one window), the last maybe shorter, and the steps are shared out over the
-    windows. ``steps`` 0 means one per mask. No step goes by without a commit: a window takes at most as many as it has masks.
-
-    Raises:
-        UserError: fewer steps than windows.
-    """
-    starts = range(0, masks, window or max(masks, 1))
-    if steps and steps < len(starts):
-        raise UserError(
-            "sampler.steps",
-            f"got {steps} steps for {len(starts)} windows of {window} tokens",
-            f"take at least {len(starts)} steps or a window of at least {-(-masks // steps)}",
-        )
-    plan = []
-    for start, share in zip(starts, quota(steps or masks, max(len(starts), 1)), strict=False):
-        reach = min(start + (window or masks), masks)
-        inside = reach - start
-        plan += [(reach, n) for n in quota(inside, min(share, inside) if steps else inside)]
-    return plan
+LINEAR, FULL = Linear(), Model()
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """One row: everything its further course depends on. Arrays are replaced, never written to."""
+class Ask:
+    """What a row wants to know in a step: ``at`` are places, ``score`` their order where it does not depend on the answer; ``take`` if all
+    of them are committed whatever it is."""
 
-    request: int
-    seed: int
-    tokens: Array
-    committed_at: Array
-    confidence: Array
-    ordinal: Array
-    """Masks to the left of each position when the row began."""
-    plan: Sequence[tuple[int, int]]
-    fresh: int
-    """Where new text begins that a stop string may end; the canvas' length where masks lie between given tokens."""
-    step: int = 0
-    stopped: bool = False
-
-    @property
-    def final(self) -> bool:
-        return self.stopped or self.step == len(self.plan)
-
-    def row(self) -> Row:
-        return Row(self.request, self.tokens.copy(), self.committed_at.copy(), self.confidence.copy(), self.final)
-
-
-@dataclass
-class MaskedState:
-    """The live rows. ``begun`` counts the requests so far: ``join`` numbers those of the other state after these."""
-
-    rows: list[Canvas]
-    begun: int
-    step: int = 0
-
-    @property
-    def live(self) -> int:
-        return len(self.rows)
-
-    def select(self, rows: Sequence[int]) -> MaskedState:
-        return replace(self, rows=[self.rows[row] for row in rows])
-
-    def join(self, other: MaskedState) -> MaskedState:
-        renumbered = [replace(row, request=row.request + self.begun) for row in other.rows]
-        return MaskedState(self.rows + renumbered, self.begun + other.begun, max(self.step, other.step))
+    at: Array
+    score: Array | None = None
+    take: bool = False
 
 
 @dataclass(frozen=True)
 class MaskedSampler:
-    """Order x quota x window over the proposals of a masked model.
+    """Proposal x order x commit rule x window x cache, remasking and guidance over the proposals of a masked model.
 
     Args:
         denoiser: which ids are no data.
         end: id of the end token, which ``config.end`` has rules for.
         config: ``config.length`` and ``config.stop`` are the caller's to put into requests and ``stop``.
         stop: new tokens of a continuation, up to the first mask, to whether the text ends there; such a row leaves early.
+        keep: ids that are never masked (the start token).
+        schedule: of the masks, for the rules that go by time.
+        traits: of the network and its chain.
 
     Raises:
-        UserError: a negative number of steps, window or temperature.
+        UserError: a setting out of its range, or settings that do not go together (``discrete.allowed``).
     """
 
     denoiser: Subs
     end: int
     config: MaskedSamplerConfig
     stop: Callable[[Sequence[int]], bool] | None = None
+    keep: tuple[int, ...] = ()
+    schedule: Schedule = LINEAR
+    traits: Model = FULL
 
     def __post_init__(self) -> None:
-        for name in ("steps", "window", "temperature"):
-            if not (value := getattr(self.config, name)) >= 0:
-                raise UserError(f"sampler.{name}", f"got {value}", "choose 0 or more")
+        check(self.config, self.traits)
 
-    def begin(self, requests: Sequence[Request]) -> MaskedState:
-        """A row per request: its tokens and ``length`` masks after them.
+    def begin(self, requests: Sequence[Request], model: Any = None) -> MaskedState:
+        """A row per request: its tokens and ``length`` masks after them. ``model`` is asked whether it can have the cache.
 
         Raises:
-            UserError: nothing to uncover (an infill without a mask), or fewer steps than windows.
+            UserError: nothing to uncover (an infill without a mask), fewer steps than windows, a window that the context cannot hold, or
+                a cache that the model cannot have.
         """
-        return MaskedState([self._canvas(i, request) for i, request in enumerate(requests)], len(requests))
+        check_cache(self.config, model)
+        rows = [self._canvas(i, request) for i, request in enumerate(requests)]
+        return MaskedState(rows, len(rows), self._context(len(rows)))
+
+    def _context(self, rows: int) -> Context:
+        if self.config.cache == "none":
+            return Whole(self.traits.block, self.config.context)
+        return Cached(self.config.cache, self.traits.block, [Kept()] * rows)
 
     def _canvas(self, index: int, request: Request) -> Canvas:
         given = np.asarray(request.tokens, dtype=np.int64)
@@ -138,95 +100,133 @@ class MaskedSampler:
         hidden = tokens == self.denoiser.mask
         if not hidden.any():
             raise UserError("infill", "no mask and no new tokens asked for", "put a mask where text is missing, or set a length")
-        return Canvas(
-            index,
-            request.seed,
-            tokens,
-            np.where(hidden, -1, 0),
-            np.where(hidden, 0.0, 1.0).astype(np.float32),
-            np.cumsum(hidden) - hidden,
-            schedule(int(hidden.sum()), self.config.steps, self.config.window),
-            len(tokens) if hidden[: len(given)].any() else len(given),
-        )
+        plan = windows(hidden, self.config.window, self.config.steps, self.traits.block)
+        widest = max(end - at for at, end in zip(plan.first, plan.end, strict=True))
+        if self.config.context and widest > self.config.context:
+            raise UserError(
+                "sampler.context", f"got {self.config.context}, a window spans {widest} tokens", "take a smaller window or more context"
+            )
+        fresh = len(tokens) if hidden[: len(given)].any() else len(given)
+        if request.negative is not None and fresh == len(tokens):
+            raise UserError("sampler.negative", "given with an infill", "guidance by another prompt is for continuations: leave it out")
+        confidence = np.where(hidden, 0.0, 1.0).astype(np.float32)
+        return Canvas(index, request.seed, tokens, np.where(hidden, -1, 0), confidence, plan, fresh, request.negative)
 
     @torch.no_grad()
     def step(self, model: Any, state: MaskedState) -> Snapshot:
-        """Every row commits its quota for this step; rows that are done leave the state. Committed tokens are never revisited."""
-        rows = state.rows
-        if not rows:
+        """Every row moves on by one step; rows that are done leave the state."""
+        if not state.rows:
             return Snapshot(state.step, [])
-        bounds = np.cumsum([0] + [len(row.tokens) for row in rows])
-        row_T = np.repeat(np.arange(len(rows)), np.diff(bounds))
-        tokens_T, committed_T, confidence_T, ordinal_T = (
-            np.concatenate([getattr(row, name) for row in rows]) for name in ("tokens", "committed_at", "confidence", "ordinal")
-        )
-        reach_B, quota_B = np.array([row.plan[row.step] for row in rows]).T
-        step_B = np.array([row.step for row in rows]) + 1
-        open_M = np.flatnonzero((committed_T < 0) & (ordinal_T < reach_B[row_T]))
-        noise = [generator(row.seed, row.step, 0, "sampler") for row in rows]
-        counts = np.bincount(row_T[open_M], minlength=len(rows)).tolist()
-
-        random = self.config.order == "random"
-        score_M = np.concatenate([rng.random(n) for rng, n in zip(noise, counts, strict=True)]) if random else np.zeros(len(open_M))
-        if random and self.config.end != "last":  # the order does not depend on the proposals: only those that will be committed are made
-            open_M = open_M[_first(score_M, row_T[open_M], quota_B)]
-            score_M, counts = np.zeros(len(open_M)), quota_B.tolist()
-
-        hidden_TD = model(Packed.of([torch.from_numpy(row.tokens) for row in rows]).to(_device(model)))
-        index_M = torch.from_numpy(open_M).to(hidden_TD.device)
-        logits_MV = self.denoiser.restrict(model.head(hidden_TD.index_select(0, index_M))).double()
-        if self.config.end == "forbid":
-            logits_MV = forbid(logits_MV, torch.tensor([self.end], device=logits_MV.device))
-        ids_M = draw(logits_MV, self.config.temperature, self._uniforms(noise, counts, logits_MV))
-        # untempered, and in float64: rounding makes ties, and ties change the order
-        probability_M = logits_MV.gather(-1, ids_M[:, None]).squeeze(-1).sub(logits_MV.logsumexp(-1)).exp().cpu().numpy()
-        proposed_M = ids_M.cpu().numpy()
-
-        if not random:
-            score_M = probability_M
-        if self.config.end == "last":
-            score_M = np.where(proposed_M == self.end, -np.inf, score_M)
-        chosen = _first(score_M, row_T[open_M], quota_B)
-        at = open_M[chosen]
-        tokens_T[at], committed_T[at], confidence_T[at] = proposed_M[chosen], step_B[row_T[at]], probability_M[chosen]
-
-        parts = [np.split(values_T, bounds[1:-1]) for values_T in (tokens_T, committed_T, confidence_T)]
+        noise = [generator(row.seed, row.step, 0, "sampler") for row in state.rows]
+        asks = [self._ask(row, rng) for row, rng in zip(state.rows, noise, strict=True)]
+        read, proposals = self._proposals(model, state, asks, noise)
+        moved = [self._move(*each) for each in zip(state.rows, asks, proposals, noise, strict=True)]
+        moved = [self._counted(*each) for each in zip(moved, read.computed_B, read.reused_B, strict=True)]
         state.step += 1
-        moved = [
-            self._stopped(row, replace(row, tokens=t, committed_at=c, confidence=p, step=row.step + 1))
-            for row, t, c, p in zip(rows, *parts, strict=True)
-        ]
-        state.rows = [row for row in moved if not row.final]
+        kept = [i for i, row in enumerate(moved) if not row.final]
+        state.context = state.context if len(kept) == len(moved) else state.context.select(kept)
+        state.rows = [moved[i] for i in kept]
         return Snapshot(state.step, [row.row() for row in moved])
 
-    def _uniforms(self, noise: Sequence[np.random.Generator], counts: Sequence[int], logits_MV: Tensor) -> Tensor:
-        """The uniforms behind the Gumbel noise; none are drawn at temperature 0."""
-        if self.config.temperature == 0:
-            return logits_MV.new_empty(0)
-        parts = [rng.random((n, logits_MV.shape[-1])) for rng, n in zip(noise, counts, strict=True)]
-        return torch.from_numpy(np.concatenate(parts)).to(logits_MV.device)
+    def _ask(self, row: Canvas, rng: np.random.Generator) -> Ask:
+        """Where the row's choice is random the network is asked about what will be committed, and where that is nothing, not at all."""
+        open_M, config = row.open_M, self.config
+        clock = row.clock(len(open_M))
+        if config.commit == "first-hitting":
+            return Ask(open_M[first(rng.random(len(open_M)), 1)], take=True)
+        if config.commit == "ancestral":
+            return Ask(open_M[revealed(rng.random(len(open_M)), self._rates(row)[0])], take=True)
+        if config.order != "random":
+            return Ask(open_M)
+        score_M = rng.random(len(open_M))
+        if config.commit == "quota" and config.end != "last":
+            return Ask(open_M[first(score_M, clock.due)], take=True)
+        return Ask(open_M, score_M)
+
+    def _rates(self, row: Canvas) -> tuple[float, float]:
+        """Probabilities to uncover a mask and to cover a token again in this step of an ancestral sampler."""
+        clock = row.clock(0)
+        mask_t, mask_s = self.schedule.mask_rate(torch.tensor(clock.times, dtype=torch.float64)).tolist()
+        mask_s = 0.0 if clock.last else mask_s  # whatever noise a schedule leaves at time 0
+        return rates(mask_t, mask_s, self.config.remask_rate if self.config.remask == "remdm" else 0.0)
+
+    def _proposals(
+        self, model: Any, state: MaskedState, asks: Sequence[Ask], noise: Sequence[np.random.Generator]
+    ) -> tuple[Reading, list[Proposals]]:
+        counts = [len(ask.at) for ask in asks]
+        nothing = [0] * len(counts)
+        if not any(counts):
+            return Reading(torch.empty(0), nothing, nothing), [Proposals(*[np.zeros(0)] * 5) for _ in counts]
+        read, logits_MV = self._logits(model, state, [ask.at for ask in asks])
+        logits_MV = self.denoiser.restrict(logits_MV.double())
+        if self.config.end == "forbid":
+            logits_MV = forbid(logits_MV, torch.tensor([self.end], device=logits_MV.device))
+        drawn = self.config.temperature > 0
+        uniforms_M = np.concatenate([rng.random(n) for rng, n in zip(noise, counts, strict=True)]) if drawn else np.zeros(0)
+        proposals = propose(logits_MV, self.config, uniforms_M, counts)
+        return read, [p.last(p.tokens_M == self.end) for p in proposals] if self.config.end == "last" else proposals
+
+    def _logits(self, model: Any, state: MaskedState, places: list[Array]) -> tuple[Reading, Tensor]:
+        rows, strength = state.rows, self.config.guidance
+        if not strength:
+            read = state.context.read(model, rows, places)
+            return read, model.head(read.hidden_MD)
+        twins, shifted = [], []
+        for row, at in zip(rows, places, strict=True):
+            tokens, shift = unconditional(row, self.denoiser.mask, self.keep)
+            twins.append(replace(row, tokens=tokens))
+            shifted.append(at + shift)
+        both = state.context.read(model, rows + twins, places + shifted)
+        conditional_MV, unconditional_MV = model.head(both.hidden_MD).double().chunk(2)
+        computed = [a + b for a, b in zip(both.computed_B[: len(rows)], both.computed_B[len(rows) :], strict=True)]
+        return Reading(both.hidden_MD, computed, [0] * len(rows)), guided(conditional_MV, unconditional_MV, strength)
+
+    def _move(self, row: Canvas, ask: Ask, p: Proposals, rng: np.random.Generator) -> Canvas:
+        """The row with what this step commits and covers again."""
+        config, chosen_M = self.config, np.arange(len(ask.at))
+        if not ask.take:
+            score_M = ORDERS[config.order](p) if ask.score is None else waiting(ask.score, p)
+            chosen_M = chosen(score_M, p, row.clock(len(ask.at)), config)
+        at = ask.at[chosen_M]
+        tokens, committed_at, confidence = row.tokens.copy(), row.committed_at.copy(), row.confidence.copy()
+        tokens[at], committed_at[at], confidence[at] = p.tokens_M[chosen_M], row.step + 1, p.probability_M[chosen_M]
+        now = replace(row, tokens=tokens, committed_at=committed_at, confidence=confidence, step=row.step + 1, inside=row.inside + 1)
+        now = self._covered(row, now, rng)
+        over = now.inside >= row.windows.steps[row.window] if config.remask == "remdm" else not len(now.open_M)
+        return self._stopped(row, replace(now, window=row.window + 1, inside=0) if over else now)
+
+    def _covered(self, before: Canvas, now: Canvas, rng: np.random.Generator) -> Canvas:
+        """The row with what its remasking covers again, of the tokens it had committed before this step."""
+        if self.config.remask == "none":
+            return now
+        old_T = before.inside_T & (before.committed_at > 0)
+        if self.config.remask == "remdm":
+            at = np.flatnonzero(old_T)
+            at = at[revealed(rng.random(len(at)), self._rates(before)[1])]
+            return _cover(now, at, self.denoiser.mask)
+        steps = before.windows.steps[before.window], before.windows.masks[before.window]
+        if now.inside >= min(steps) or not len(now.open_M):
+            return now  # the last step leaves no mask
+        returned = np.zeros_like(old_T) if before.returned is None else before.returned
+        at = doubted(before.confidence, old_T & ~returned, self.config.remask_below)
+        returned = returned.copy()
+        returned[at] = True
+        return replace(_cover(now, at, self.denoiser.mask), returned=returned)
+
+    def _counted(self, row: Canvas, computed: int, reused: int) -> Canvas:
+        passes = (2 if self.config.guidance else 1) if computed else 0
+        return replace(row, evaluations=row.evaluations + passes, computed=row.computed + computed, reused=row.reused + reused)
 
     def _stopped(self, before: Canvas, now: Canvas) -> Canvas:
-        """The row, marked as stopped where its text without a gap grew over a stop string."""
-        if self.stop is None:
-            return now
-        known, grown = (_without_gap(canvas) for canvas in (before, now))
+        """The row, marked as stopped where its text without a gap grew over a stop string, or where a window before the last is done and
+        holds an end token: what follows it is never shown."""
+        known, grown = before.without_gap(), now.without_gap()
         fresh = now.tokens[now.fresh :].tolist()
-        return replace(now, stopped=any(self.stop(fresh[:n]) for n in range(known + 1, grown + 1)))
+        stopped = self.stop is not None and any(self.stop(fresh[:n]) for n in range(known + 1, grown + 1))
+        return replace(now, stopped=stopped or (now.window > before.window and self.end in fresh[:grown]))
 
 
-def _first(score_M: Array, row_M: Array, quota_B: Array) -> Array:
-    """Indices of each row's ``quota`` largest scores, ties to the lowest index; ascending. ``row_M`` is ascending."""
-    order = np.lexsort((-score_M, row_M))
-    rank = np.arange(len(order)) - np.searchsorted(row_M, row_M)  # row_M stays as it is under the sort by row
-    return np.sort(order[rank < quota_B[row_M]])
-
-
-def _without_gap(canvas: Canvas) -> int:
-    """Fresh tokens before the first one that is still covered."""
-    covered = canvas.committed_at[canvas.fresh :] < 0
-    return int(covered.argmax()) if covered.any() else len(covered)
-
-
-def _device(model: torch.nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+def _cover(row: Canvas, at: Array, mask: int) -> Canvas:
+    tokens, committed_at, confidence = row.tokens.copy(), row.committed_at.copy(), row.confidence.copy()
+    tokens[at], committed_at[at], confidence[at] = mask, -1, 0.0
+    return replace(row, tokens=tokens, committed_at=committed_at, confidence=confidence)

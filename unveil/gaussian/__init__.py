@@ -17,7 +17,6 @@ from unveil.gaussian.bound import variational_bound
 from unveil.gaussian.coupling import COUPLINGS, Pairs, optimal_transport
 from unveil.gaussian.denoiser import Denoiser
 from unveil.gaussian.density import DENSITIES, LogitNormal, LogNormal, LogUniform, UniformLevels, UniformTime, UShaped
-from unveil.gaussian.ema_profile import Profile, reconstruct
 from unveil.gaussian.exact import Gaussian, Mixture
 from unveil.gaussian.grid import GRIDS, Grid, karras, leading, linspace, log_uniform, quadratic, trailing, uniform, uniform_to_zero
 from unveil.gaussian.guidance import Guided, classifier_free
@@ -94,7 +93,6 @@ __all__ = [
     "PRECONDITIONINGS",
     "Pairs",
     "Path",
-    "Profile",
     "RectifiedFlow",
     "SOLVERS",
     "Sampler",
@@ -134,7 +132,6 @@ __all__ = [
     "optimal_transport",
     "predictor_corrector",
     "quadratic",
-    "reconstruct",
     "reflow_pairs",
     "sample_with_log_density",
     "sde_2m",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unveil.config import DiTConfig, GaussianConfig, GaussianSamplerConfig, UNetConfig
+from unveil.config import DiTConfig, GaussianConfig, GaussianSamplerConfig, MLPConfig, UNetConfig
 from unveil.data.images import Images, levels
 from unveil.data.noise import generator, stratified
 from unveil.errors import UserError
@@ -22,6 +22,7 @@ from unveil.gaussian.likelihood import bits_per_dim
 from unveil.gaussian.model import GaussianModel, Shape, build, objective_of, path_of
 from unveil.gaussian.noise import start
 from unveil.gaussian.objective import EDGES, BoundObjective, curve
+from unveil.gaussian.rectified import Transported, transport
 from unveil.gaussian.sampler import State
 from unveil.gaussian.sampling import COMMON, Task, sampler_of
 from unveil.gaussian.tape import Call, Raw
@@ -37,6 +38,7 @@ class Gaussian:
         model, objective, sampler: sections of the recipe.
         classes: that the network is told; 0 for none.
         augmentation: parameters that the network is told; 0 for none.
+        embedding: width of the embedding (of a text) that the network is told; 0 for none.
         seed: of the offset of the stratified noise levels, shared by all samples of an epoch.
 
     Raises:
@@ -46,15 +48,16 @@ class Gaussian:
     def __init__(
         self,
         shape: Shape,
-        model: UNetConfig | DiTConfig,
+        model: UNetConfig | DiTConfig | MLPConfig,
         objective: GaussianConfig,
         sampler: GaussianSamplerConfig,
         classes: int = 0,
         augmentation: int = 0,
         seed: int = 0,
+        embedding: int = 0,
     ) -> None:
         self.shape, self.model, self.config, self.sampler = shape, model, objective, sampler
-        self.classes, self.augmentation, self.seed = classes, augmentation, seed
+        self.classes, self.augmentation, self.embedding, self.seed = classes, augmentation, embedding, seed
         self.path = path_of(objective.path)
         self.objective = objective_of(objective, self.path)
         self._offset = lru_cache(4)(lambda epoch: generator(seed, epoch, 0, "time").random())
@@ -62,7 +65,7 @@ class Gaussian:
         self._samplers: WeakKeyDictionary[nn.Module, dict[Task, Any]] = WeakKeyDictionary()
 
     def build(self) -> nn.Module:
-        self._built = build(self.model, self.config, self.path, self.shape, self.classes, self.augmentation)
+        self._built = build(self.model, self.config, self.path, self.shape, self.classes, self.augmentation, self.embedding)
         return self._built
 
     def transform(self, tokens: Array, rng: np.random.Generator) -> Array:
@@ -71,12 +74,14 @@ class Gaussian:
 
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
         """``u``, stratified over the samples of the epoch, which the density makes a noise level of; ``eps``, standard normal
-        ``[1, C, H, W]``; and with classes ``told``, whether the network is told this one."""
+        ``[1, C, H, W]``; and with classes or embeddings ``told``, whether the network is told this one."""
         noise = {
             "u": np.array([stratified(self._offset(epoch), sample_id)]),
             "eps": rng.standard_normal((1, *self.shape), dtype=np.float32),
         }
-        return noise | ({"told": rng.random(1) >= self.config.class_dropout} if self.classes else {})
+        # a reflow pair is told as it was made, its class or none
+        dropout = 0.0 if self.config.coupling == "reflow" else self.config.class_dropout
+        return noise | ({"told": rng.random(1) >= dropout} if self._null else {})
 
     def targets(self, batch: Images, noise: Noise) -> dict[str, float]:
         """Denominators: values of the batch, and those of each bucket of noise levels."""
@@ -91,6 +96,9 @@ class Gaussian:
         if self.classes:
             assert batch.labels_N is not None
             condition["classes"] = torch.where(noise["told"], batch.labels_N, self.classes)
+        if self.embedding:
+            assert batch.embedding_NE is not None
+            condition["embedding"] = batch.embedding_NE * noise["told"][:, None]
         if batch.augmentation_NA is not None:
             condition["augmentation"] = batch.augmentation_NA
         options: dict[str, Any] = {"condition": condition, "importance": model.importance}
@@ -109,7 +117,7 @@ class Gaussian:
         sampler, seeds, condition = (
             self._sampler(model, task),
             [r.seed for r in requests],
-            self._condition(model, [r.label for r in requests]),
+            self._condition(model, [r.label for r in requests], [r.embedding for r in requests]),
         )
         if task == "inpaint":
             known, mask = (torch.from_numpy(np.stack(values)) for values in zip(*((r.known, r.mask) for r in requests), strict=True))
@@ -136,16 +144,24 @@ class Gaussian:
         """The standard normals ``[N, C, H, W]`` that these seeds begin at."""
         return torch.stack([start(seed, self.shape) for seed in seeds])
 
-    def invert(self, model: nn.Module, x: Tensor, labels: Sequence[int | None] = ()) -> Tensor:
+    def invert(
+        self, model: nn.Module, x: Tensor, labels: Sequence[int | None] = (), embeddings: Sequence[Array | None] | None = None
+    ) -> Tensor:
         """The latents of images ``[N, C, H, W]``, standard normal: the sampler's own steps run backwards.
 
         Raises UserError for a solver that draws noise.
         """
         sampler = self._sampler(model, "invert")
-        condition = self._condition(model, labels or [None] * len(x))
+        condition = self._condition(model, labels or [None] * len(x), embeddings)
         first, last = sampler.grid.instants[0], sampler.grid.instants[-1]
         found: Tensor = sampler.sample(x.shape, [0] * len(x), x * first.alpha, **condition)
         return found / last.sigma
+
+    def transport(self, model: nn.Module, noise: Tensor, steps: int, labels: Sequence[int | None] = ()) -> Transported:
+        """Standard normal noise ``[N, C, H, W]`` to data by the flow, and how straight it goes; see ``rectified.transport``."""
+        assert isinstance(model, GaussianModel)
+        condition = self._condition(model, labels or [None] * len(noise))
+        return transport(model.denoiser, noise, steps, n_max=self.path.n(self.path.t_max), condition=condition)
 
     def evaluations(self, model: nn.Module) -> int:
         """Network evaluations that a sample takes; of an adaptive solver none that could be known, so 0."""
@@ -163,7 +179,7 @@ class Gaussian:
         low, high = 1, count  # evaluations rise with steps: the answer, if there is one, lies between
         while low <= high:
             steps = (low + high) // 2
-            family = Gaussian(self.shape, self.model, self.config, replace(chosen, steps=steps), self.classes, self.augmentation, self.seed)
+            family = self._with(replace(chosen, steps=steps))
             try:
                 fits = family.evaluations(model) <= count
             except UserError as found:
@@ -179,20 +195,47 @@ class Gaussian:
             raise error or UserError("--nfe", f"'{solver}' cannot sample in {count} network evaluations", "allow more")
         return best
 
+    def with_steps(self, steps: int) -> Gaussian:
+        """This family with another number of solver steps."""
+        return self._with(replace(self.sampler, steps=steps))
+
+    def untold(self, model: nn.Module, count: int) -> dict[str, Tensor]:
+        """The condition of so many samples of which nothing is told."""
+        return self._condition(model, [None] * count)
+
+    def _with(self, sampler: GaussianSamplerConfig) -> Gaussian:
+        return Gaussian(self.shape, self.model, self.config, sampler, self.classes, self.augmentation, self.seed, self.embedding)
+
+    @property
+    def _null(self) -> dict[str, float]:
+        """What stands for nothing in each condition that the network may be told or not."""
+        return ({"classes": self.classes} if self.classes else {}) | ({"embedding": 0.0} if self.embedding else {})
+
     def _sampler(self, model: nn.Module, task: Task = "sample") -> Any:
         """Compiled once for a model."""
         assert isinstance(model, GaussianModel)
+        if self.sampler.guidance != 1.0 and self.classes and not self.model.null_class:
+            raise UserError("sampler.guidance", "the network was trained without a null class to guide away from", "leave it at 1")
         known = self._samplers.setdefault(model, {})
         if task not in known:
-            known[task] = sampler_of(self.sampler, model.denoiser, self.path, self.classes, task)
+            known[task] = sampler_of(self.sampler, model.denoiser, self.path, self._null, task)
         return known[task]
 
-    def _condition(self, model: nn.Module, labels: Sequence[int | None]) -> dict[str, Tensor]:
-        numbers = [self._label(label) for label in labels]
-        return {"classes": torch.tensor(numbers, device=next(model.parameters()).device)} if self.classes else {}
+    def _condition(
+        self, model: nn.Module, labels: Sequence[int | None], embeddings: Sequence[Array | None] | None = None
+    ) -> dict[str, Tensor]:
+        numbers, device = [self._label(label) for label in labels], next(model.parameters()).device
+        condition = {"classes": torch.tensor(numbers, device=device)} if self.classes else {}
+        if self.embedding:
+            nothing = np.zeros(self.embedding, dtype=np.float32)
+            told = [nothing if one is None else one for one in embeddings or [None] * len(labels)]
+            condition["embedding"] = torch.from_numpy(np.stack(told)).to(device)
+        return condition
 
     def _label(self, label: int | None) -> int:
         if label is None:
+            if self.classes and not self.model.null_class:
+                raise UserError("label", "not given, and the network was told one for every image", f"give 0 to {self.classes - 1}")
             return self.classes
         if not self.classes:
             raise UserError(
@@ -212,6 +255,8 @@ class Gaussian:
         assert isinstance(model, GaussianModel)
         seeds = [int(generator(seed, 0, int(i), "likelihood").integers(2**63)) for i in batch.sample_ids_N]
         condition = {"classes": batch.labels_N} if self.classes else {}
+        if self.embedding:
+            condition["embedding"] = batch.embedding_NE
         bits, error = bits_per_dim(
             model.denoiser, self.path, levels(batch.x_NCHW), seeds, draws=draws, data_std=self.config.sigma_data, condition=condition
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -19,17 +21,26 @@ from unveil.gaussian.solvers import SOLVERS
 
 Task = Literal["sample", "inpaint", "invert"]
 
-COMMON = ("kind", "steps", "grid", "rho", "n_min", "n_max", "path", "clip", "resamples", "guidance", "guidance_min", "guidance_max")
+COMMON = (
+    *("kind", "steps", "grid", "rho", "n_min", "n_max", "path", "shift"),
+    *("clip", "resamples", "guidance", "guidance_min", "guidance_max"),
+)
 """Settings that are no solver's own."""
+OPTIONS = tuple(f.name for f in fields(GaussianSamplerConfig) if f.name not in COMMON)
 
 
 def grid_of(config: GaussianSamplerConfig, trained: Path) -> Grid:
     """Raises UserError for a grid that does not exist, does not fit the path, or does not take a setting."""
     path = trained if config.path == "trained" else PATHS[config.path]()
+    path = path if config.shift == 1.0 else Shifted(path, config.shift)
     name = config.grid if config.grid != "auto" else _usual(path)
+    low, high = trained.n(trained.t_min), trained.n(trained.t_max)
+    ends: dict[str, float] = {}
+    if config.grid == "auto" and high < math.inf == path.n(path.t_max):  # it was never asked what is there where no signal is left
+        name, ends = "karras", {"n_min": max(low, path.n(path.t_min)), "n_max": high}
     if name not in GRIDS:
         raise UserError("sampler.grid", f"got '{config.grid}'", nearest(config.grid, GRIDS))
-    given = {key: value for key in ("rho", "n_min", "n_max") if (value := getattr(config, key)) is not None}
+    given = ends | {key: value for key in ("rho", "n_min", "n_max") if (value := getattr(config, key)) is not None}
     known = {"karras": ("rho", "n_min", "n_max"), "log-uniform": ("n_min", "n_max"), "iddpm": ("n_max",)}.get(name, ())
     for key in given:
         if key not in known:
@@ -37,20 +48,19 @@ def grid_of(config: GaussianSamplerConfig, trained: Path) -> Grid:
     return GRIDS[name](path, config.steps, **given)
 
 
-def sampler_of(config: GaussianSamplerConfig, denoiser: Denoiser, trained: Path, classes: int = 0, task: Task = "sample") -> Any:
+def sampler_of(config: GaussianSamplerConfig, denoiser: Denoiser, trained: Path, null: Mapping[str, float], task: Task = "sample") -> Any:
     """A ``Sampler``, or of an adaptive solver its like; an ``Inpainter``; or a sampler that runs from images to noise.
 
-    Raises UserError for a solver that does not exist or does not take a setting or the task, too few steps, and guidance without classes.
+    ``null`` is what stands for nothing in each condition. Raises UserError for a solver that does not exist or does not take a setting or
+    the task, too few steps, and guidance without conditions.
     """
     if config.kind not in SOLVERS:
         raise UserError("sampler.kind", f"got '{config.kind}'", nearest(config.kind, SOLVERS))
-    options = {f.name: v for f in fields(config) if f.name not in COMMON and (v := getattr(config, f.name)) is not None}
+    options = {name: v for name in OPTIONS if (v := getattr(config, name)) is not None}
     solver, grid, clip = SOLVERS[config.kind], grid_of(config, trained), config.clip or None
     asked: Any = denoiser
     if config.guidance != 1.0:
-        asked = classifier_free(
-            denoiser, config.guidance, {"classes": classes} if classes else {}, (config.guidance_min, config.guidance_max)
-        )
+        asked = classifier_free(denoiser, config.guidance, null, (config.guidance_min, config.guidance_max))
     if task == "inpaint":
         if not isinstance(solver, Solver):
             raise UserError("sampler.kind", f"'{config.kind}' cannot inpaint", "choose one that draws noise, such as ancestral")
@@ -62,4 +72,4 @@ def _usual(path: Path) -> str:
     inner = path
     while isinstance(inner, Shifted):
         inner = inner.path
-    return "trailing" if isinstance(path, DDPM) else "uniform" if isinstance(inner, RectifiedFlow) else "karras"
+    return "trailing" if isinstance(path, DDPM) else "uniform-to-zero" if isinstance(inner, RectifiedFlow) else "karras"

@@ -6,6 +6,7 @@ Latents are scaled to about unit variance, as the networks trained on them expec
 from __future__ import annotations
 
 import importlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unveil.errors import UserError
-from unveil.interop.folder import CONFIG, WEIGHTS, read_json
+from unveil.interop.folder import CONFIG, WEIGHTS, digest, read_json
 
 
 class Autoencoder:
@@ -31,10 +32,21 @@ class Autoencoder:
         self._model = _load(Path(folder)).to(device).eval().requires_grad_(False)
         config = self._model.config
         self.channels: int = config.latent_channels
+        self.image_channels: int = config.in_channels
         self.factor: int = 2 ** (len(config.block_out_channels) - 1)
         """Pixels of a side for each latent."""
         self.scale = float(config.scaling_factor)
         self.shift = float(config.shift_factor or 0.0)
+
+    def latents(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The shape of the latents of images of this shape. Raises UserError for images that it does not take."""
+        if channels != self.image_channels:
+            problem = f"the images have {channels} channel{'s' * (channels > 1)}, the autoencoder takes {self.image_channels}"
+            raise UserError("data.mode", problem, f'set it to "{"grey" if self.image_channels == 1 else "rgb"}"')
+        if height % self.factor or width % self.factor:
+            problem = f"{width} x {height} pixels are no multiple of the autoencoder's {self.factor}"
+            raise UserError("data.size", problem, f"choose a multiple of {self.factor}")
+        return self.channels, height // self.factor, width // self.factor
 
     @torch.no_grad()
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -43,19 +55,32 @@ class Autoencoder:
         The encoder says a normal distribution: its mean, or with ``noise`` (standard normal, of the shape of the latents) a draw from it.
         Raises UserError for images that it cannot halve so often.
         """
-        if images.shape[2] % self.factor or images.shape[3] % self.factor:
-            size = f"{images.shape[3]} x {images.shape[2]} pixels"
-            raise UserError(
-                "data.size", f"{size} are no multiple of the autoencoder's {self.factor}", f"choose a multiple of {self.factor}"
-            )
+        mean, std = self.distribution(images)
+        return mean if noise is None else mean + std * noise.to(std)
+
+    @torch.no_grad()
+    def distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of images, both like the result of ``encode``, in the dtype of the images.
+
+        Raises UserError as ``encode``.
+        """
+        self.latents(*images.shape[1:])
         says = self._model.encode(self._inside(images)).latent_dist
-        latents = says.mean if noise is None else says.mean + says.std * self._inside(noise)
-        return ((latents - self.shift) * self.scale).to(images)
+        return ((says.mean - self.shift) * self.scale).to(images), (says.std * self.scale).to(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Images ``[B, C, factor H, factor W]`` of latents, about in [-1, 1] and not clipped, in their dtype."""
         return self._model.decode(self._inside(latents) / self.scale + self.shift).sample.to(latents)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of settings and weights, wherever they came from."""
+        return digest(self._model.config, self._model.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Write it as it was read."""
+        self._model.save_pretrained(folder, safe_serialization=True)
 
     def _inside(self, x: Tensor) -> Tensor:
         return x.to(self._model.device, self._model.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -79,7 +79,7 @@ def _embedders(found: Mapping[str, Tensor]) -> Literal["shared", "per-block"]:
     return "shared"
 
 
-def settings(c: DiTConfig, size: int | None) -> dict[str, Any]:
+def settings(c: DiTConfig, size: int | Sequence[int] | None) -> dict[str, Any]:
     """Their settings for ours; what is left out has their default. Raises UserError for what their class does not have."""
     absent = (
         ("embedding", c.embedding, not c.embedding),
@@ -92,7 +92,7 @@ def settings(c: DiTConfig, size: int | None) -> dict[str, Any]:
     for name, value, fits in absent:
         if not fits:
             raise UserError(f"model.{name}", f"is {value}, which {CLASS} does not have", "export a network without it")
-    if size not in (None, c.size):
+    if size not in (None, c.size, (c.size, c.size)):
         raise UserError("size", f"is {size}, the network was trained at {c.size}", f"export it at {c.size}")
     return {
         "_class_name": CLASS,

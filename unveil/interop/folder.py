@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,21 +36,26 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def shards(folder: Path, name: str = WEIGHTS) -> list[Path]:
+    """The files that hold a network's weights. Raises UserError for a listing that is corrupted, and where there are only pickled ones."""
+    path, listing = folder / name, folder / f"{name}.index.json"
+    if path.is_file():
+        return [path]
+    if listing.is_file():
+        places = read_json(listing, "take the whole download").get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(str(listing), "is corrupted: no weight_map in it", "take the whole download")
+        return [folder / place for place in sorted(set(places.values()))]
+    if pickled := sorted(folder.glob("*.bin")):
+        remedy = "save it again by save_pretrained, whose default is safetensors"
+        raise UserError(str(pickled[0]), "holds pickled weights, which can run code when they are read", remedy)
+    return [path]
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a network under their names. Raises UserError for a file that is missing, corrupted or pickled."""
-    path, listing = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
-    files = [path]
-    if not path.is_file():
-        if listing.is_file():
-            shards = read_json(listing, "take the whole download").get("weight_map")
-            if not isinstance(shards, dict):
-                raise UserError(str(listing), "is corrupted: no weight_map in it", "take the whole download")
-            files = [folder / name for name in sorted(set(shards.values()))]
-        elif pickled := sorted(folder.glob("*.bin")):
-            remedy = "save it again by diffusers' save_pretrained, whose default is safetensors"
-            raise UserError(str(pickled[0]), "holds pickled weights, which can run code when they are read", remedy)
     state: dict[str, Tensor] = {}
-    for file in files:
+    for file in shards(folder):
         try:
             state |= load_file(file)
         except FileNotFoundError:
@@ -56,3 +63,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(str(file), f"is truncated or corrupted ({error})", "download it again") from None
     return state
+
+
+def digest(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Of a network: its settings but for the notes of their writer, and its weights, wherever they lie and whoever saved them last."""
+    kept = {key: value for key, value in settings.items() if not key.startswith("_")}
+    found = hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=12)
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

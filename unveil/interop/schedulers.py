@@ -141,6 +141,8 @@ def read(given: Mapping[str, Any], source: str, in_channels: int, out_channels: 
     learned = out_channels == 2 * in_channels
     if not learned and out_channels != in_channels:
         raise UserError(source, f"the network makes {out_channels} channels of {in_channels}", "it wants as many, or twice as many")
+    if learned and not isinstance(training.path, DDPM):
+        raise UserError(source, f"the network makes {out_channels} channels of {in_channels}, a variance too", "use betas")
     if name == "DDPMScheduler":
         wanted = "learned_range" if learned else "fixed_small or fixed_large"
         if (s.require("variance_type", "fixed_small", "fixed_large", "learned_range") == "learned_range") != learned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def _middle(s: Settings, told: str) -> Literal["attention", "bare-attention", "p
     return "bare-attention" if told == "scale_shift" and s["attn_norm_num_groups"] is None else "attention"
 
 
-def settings(c: UNetConfig, size: int | None) -> dict[str, Any]:
+def settings(c: UNetConfig, size: int | Sequence[int] | None) -> dict[str, Any]:
     """Their settings for ours; what is left out has their default. Raises UserError for what their class does not have."""
     for name, value, plain in (("embedding", c.embedding, 0), ("augmentation", c.augmentation, 0), ("level", c.level, "sinusoidal")):
         if value != plain:
@@ -135,7 +135,7 @@ def settings(c: UNetConfig, size: int | None) -> dict[str, Any]:
     return {
         "_class_name": CLASS,
         NULL_CLASS: c.null_class,
-        "sample_size": size,
+        "sample_size": size if size is None or isinstance(size, int) else list(size),
         "in_channels": c.in_channels,
         "out_channels": c.out_channels or c.in_channels,
         "time_embedding_dim": c.condition_width or None,

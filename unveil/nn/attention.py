@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 
@@ -46,6 +47,26 @@ def attention(
     kind, size = _encode(layout)
     out_THE, _ = _attention(q_THE, k_TGE, v_TGE, cu_seqlens, max_seqlen, kind, size, scale or q_THE.shape[-1] ** -0.5)
     return out_THE
+
+
+def cross_attention(q_NQHE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Attention of Q queries to each of N sequences, every query to its whole sequence.
+
+    Args:
+        q_NQHE: queries, as many for every sequence.
+        k_THE, v_THE: keys and values, the sequences end to end.
+        cu_seqlens: int32 boundaries ``[N + 1]``, from 0 to T.
+
+    Returns:
+        ``[N, Q, H, E]``.
+    """
+    parts, first = [], 0
+    for group in _groups(cu_seqlens):
+        last = first + group[1]
+        heads = (q_NQHE[first:last].transpose(1, 2), _rows(k_THE, *group), _rows(v_THE, *group))
+        parts.append(F.scaled_dot_product_attention(*heads).transpose(1, 2))
+        first = last
+    return torch.cat(parts)
 
 
 def _encode(layout: Layout) -> tuple[int, int]:

@@ -34,52 +34,65 @@ def weighted(token_loss: TokenLoss, logits_CV: Tensor, weights_C: Tensor, *colum
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, head: Head, token_loss: TokenLoss, weights_T: Tensor, *columns_T: Tensor
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        head: Head,
+        token_loss: TokenLoss,
+        weights_T: Tensor,
+        *columns_T: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
-        weight = weight_VD.to(hidden_TD.dtype)
+        weight, bias = weight_VD.to(hidden_TD.dtype), None if bias_V is None else bias_V.to(hidden_TD.dtype)
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         losses_T, total = hidden_TD.new_empty(len(hidden_TD), dtype=wide), hidden_TD.new_zeros((), dtype=wide)
         grad_hidden = torch.empty_like(hidden_TD) if needed else None
         grad_weight = (torch.empty_like if len(hidden_TD) else torch.zeros_like)(weight_VD) if needed else None
+        grad_bias = torch.zeros_like(bias_V) if needed and bias_V is not None else None
         rows = max(1, CHUNK_ELEMENTS // len(weight_VD))
         for at in range(0, len(hidden_TD), rows):
             chunk = slice(at, at + rows)
-            logits = (hidden_TD[chunk] @ weight.T).detach().requires_grad_(needed)
+            logits = F.linear(hidden_TD[chunk], weight, bias).detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
                 part, losses_T[chunk] = head.weighted(token_loss, logits, weights_T[chunk], *(c[chunk] for c in columns_T))
             total += part.detach()
             if grad_hidden is not None and grad_weight is not None:
                 (grad_logits,) = torch.autograd.grad(part, logits)
                 torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0)
                 if at == 0:
                     grad_weight.copy_(grad_logits.T @ hidden_TD[chunk])
                 elif grad_weight.dtype == hidden_TD.dtype:
                     grad_weight.addmm_(grad_logits.T, hidden_TD[chunk])
                 else:  # bfloat16 products, summed over chunks in the master's dtype
                     grad_weight += grad_logits.T @ hidden_TD[chunk]
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.columns = len(columns_T)
         ctx.mark_non_differentiable(losses_T)
         return total, losses_T
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return (grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], *[None] * (3 + ctx.columns))
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        bias = None if grad_bias is None else grad_bias * grads[0]
+        return (grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], bias, *[None] * (3 + ctx.columns))
 
 
 class Head(nn.Module):
-    """The matrix from hidden states to logits over V tokens, and the chunked loop from logits to a loss."""
+    """The matrix (with a bias, if asked for) from hidden states to logits over V tokens, and the chunked loop from logits to a loss."""
 
-    def __init__(self, width: int, vocabulary: int) -> None:
+    def __init__(self, width: int, vocabulary: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocabulary, width))
+        self.bias = nn.Parameter(torch.empty(vocabulary)) if bias else None
         self.weighted: Callable[..., tuple[Tensor, Tensor]] = weighted
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
         """Logits ``[T, V]`` in the dtype of the hidden states."""
-        return F.linear(hidden_TD, self.weight.to(hidden_TD.dtype))
+        bias = None if self.bias is None else self.bias.to(hidden_TD.dtype)
+        return F.linear(hidden_TD, self.weight.to(hidden_TD.dtype), bias)
 
     def compile_loss(self, backend: str = "inductor") -> None:
         """Fuse what lies between logits and loss, forward and backward; chunks of any length share the result."""
@@ -103,7 +116,7 @@ class Head(nn.Module):
         Returns:
             ``sum_t weights_t * losses_t``, differentiable in the hidden states and the weight, once; and the losses ``[T]``, detached.
         """
-        total, losses_T = _Reduce.apply(hidden_TD, self.weight, self, token_loss, weights_T, *columns_T)  # type: ignore[no-untyped-call]
+        total, losses_T = _Reduce.apply(hidden_TD, self.weight, self.bias, self, token_loss, weights_T, *columns_T)  # type: ignore[no-untyped-call]
         return total, losses_T
 
 

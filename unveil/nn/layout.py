@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -45,3 +46,19 @@ class BlockCausal:
 
     def allows(self, q: Tensor, k: Tensor) -> Tensor:
         return q // self.block >= k // self.block
+
+
+@dataclass(frozen=True)
+class BlockDiffusion:
+    """A noisy and a clean copy of one sequence, read together (Arriola et al. 2025, section 3.2).
+
+    A noisy token sees its own noisy block and the clean blocks before it; a clean token sees clean tokens alone, block-causally. So
+    noise is never seen from outside its block.
+    """
+
+    block: int
+
+    def allows(self, q: Tensor, k: Tensor, q_clean: Tensor | bool, k_clean: Tensor | bool) -> Tensor:
+        """Boolean: may the query at position ``q`` of its copy see the key at position ``k`` of its own? Broadcasts."""
+        own, behind = q // self.block == k // self.block, q // self.block > k // self.block
+        return own & (q_clean == k_clean) | behind & torch.as_tensor(k_clean, device=k.device)

@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.config import TransformerConfig
+from unveil.nn.affine import Affine
 from unveil.nn.attention import attention
-from unveil.nn.feedforward import SwiGLU
+from unveil.nn.block_attention import block_diffusion_attention
+from unveil.nn.feedforward import GELU, SwiGLU
 from unveil.nn.head import Head
 from unveil.nn.kv_cache import KVCache
-from unveil.nn.layout import Causal, Layout
+from unveil.nn.layout import BlockDiffusion, Causal, Layout
 from unveil.nn.linear import Linear
-from unveil.nn.norm import RMSNorm
+from unveil.nn.modulation import Level, Tell, Told, modulated
+from unveil.nn.norm import LayerNorm, RMSNorm
 from unveil.nn.packed import Packed
 from unveil.nn.rotary import Rotation, rotate, rotation
 
@@ -33,9 +36,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.groups = config.heads, config.kv_heads or config.heads
-        self.head_width = config.width // config.heads
+        self.head_width = head_width(config)
         rows = [n * self.head_width for n in (self.heads, self.groups, self.groups)]
-        self.qkv = Linear(config.width, sum(rows), slices=rows)
+        self.qkv = (Affine if config.qkv_bias else Linear)(config.width, sum(rows), slices=rows)
         self.out = Linear(rows[0], config.width)
         self.q_norm, self.k_norm = (RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None for _ in range(2))
 
@@ -49,8 +52,18 @@ class SelfAttention(nn.Module):
         q_THE, k_TGE = rotate(qk, by).split((self.heads, self.groups), dim=1)
         return q_THE, k_TGE, v_TGE
 
-    def forward(self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout) -> Tensor:
-        return self.out(attention(*self.project(x_TD, by), cu_seqlens, max_seqlen, layout).flatten(1))
+    def keys_and_values(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
+        """Those of ``project``, without the queries."""
+        rows = slice(self.heads * self.head_width, None)
+        bias = self.qkv.bias[rows].to(x_TD.dtype) if isinstance(self.qkv, Affine) else None
+        k_TGE, v_TGE = F.linear(x_TD, self.qkv.weight[rows].to(x_TD.dtype), bias).unflatten(-1, (-1, self.head_width)).chunk(2, dim=1)
+        return rotate(k_TGE if self.k_norm is None else self.k_norm(k_TGE), by), v_TGE
+
+    def forward(self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout | BlockDiffusion) -> Tensor:
+        heads = self.project(x_TD, by)
+        if isinstance(layout, BlockDiffusion):
+            return self.out(block_diffusion_attention(*heads, cu_seqlens, max_seqlen, layout.block).flatten(1))
+        return self.out(attention(*heads, cu_seqlens, max_seqlen, layout).flatten(1))
 
     def prefill(self, x_TD: Tensor, by: Rotation, batch: Packed, layout: Layout, cache: KVCache, layer: int, rows: Sequence[int]) -> Tensor:
         q_THE, k_TGE, v_TGE = self.project(x_TD, by)
@@ -85,28 +98,72 @@ class Slots(NamedTuple):
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``."""
+    """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; where it is told a noise level, norms are shifted and scaled by it and
+    what is added is gated."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = _norm(config)
         self.attention = SelfAttention(config)
-        self.feedforward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feedforward = SwiGLU(config.width, hidden_width(config))
+        self.feedforward_norm = _norm(config)
+        self.feedforward = (GELU if config.feedforward == "gelu" else SwiGLU)(config.width, hidden_width(config))
+        self.tell = Tell(condition, config.width, 6) if (condition := condition_width(config)) else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout) -> Tensor:
-        return self._after(x_TD, self.attention(self.attention_norm(x_TD), by, cu_seqlens, max_seqlen, layout))
+    def forward(
+        self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout | BlockDiffusion, told: Told | None = None
+    ) -> Tensor:
+        vectors = self._vectors(told)
+        return self._after(x_TD, self.attention(self._before(x_TD, vectors), by, cu_seqlens, max_seqlen, layout), vectors)
 
-    def prefill(self, x_TD: Tensor, by: Rotation, batch: Packed, layout: Layout, cache: KVCache, layer: int, rows: Sequence[int]) -> Tensor:
-        return self._after(x_TD, self.attention.prefill(self.attention_norm(x_TD), by, batch, layout, cache, layer, rows))
+    def prefill(
+        self,
+        x_TD: Tensor,
+        by: Rotation,
+        batch: Packed,
+        layout: Layout,
+        cache: KVCache,
+        layer: int,
+        rows: Sequence[int],
+        told: Told | None = None,
+    ) -> Tensor:
+        vectors = self._vectors(told)
+        return self._after(x_TD, self.attention.prefill(self._before(x_TD, vectors), by, batch, layout, cache, layer, rows), vectors)
 
-    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
-        return self._after(x_BD, self.attention.decode(self.attention_norm(x_BD), by, keys, values, slots))
+    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots, told: Told | None = None) -> Tensor:
+        vectors = self._vectors(told)
+        return self._after(x_BD, self.attention.decode(self._before(x_BD, vectors), by, keys, values, slots), vectors)
 
-    def _after(self, x_TD: Tensor, attended_TD: Tensor) -> Tensor:
-        x_TD = x_TD + self.dropout(attended_TD)
-        return x_TD + self.dropout(self.feedforward(self.feedforward_norm(x_TD)))
+    def _vectors(self, told: Told | None) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the feed-forward; nothing where the block is told nothing."""
+        return () if told is None or self.tell is None else self.tell.vectors(told)
+
+    def _before(self, x_TD: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+        normed_TD = self.attention_norm(x_TD)
+        return modulated(normed_TD, *vectors[:2]) if vectors else normed_TD
+
+    def _after(self, x_TD: Tensor, attended_TD: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
+        if not vectors:
+            x_TD = x_TD + self.dropout(attended_TD)
+            return x_TD + self.dropout(self.feedforward(self.feedforward_norm(x_TD)))
+        _, _, gate1, shift2, scale2, gate2 = vectors
+        x_TD = torch.addcmul(x_TD, gate1, self.dropout(attended_TD))
+        normed_TD = modulated(self.feedforward_norm(x_TD), shift2, scale2)
+        return torch.addcmul(x_TD, gate2, self.dropout(self.feedforward(normed_TD)))
+
+
+def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
+    return (LayerNorm if config.norm == "layer" else RMSNorm)(config.width, config.norm_eps)
+
+
+def head_width(config: TransformerConfig) -> int:
+    """E: as given, or the width over the heads."""
+    return config.head_width or config.width // config.heads
+
+
+def condition_width(config: TransformerConfig) -> int:
+    """Of what the blocks are told; 0 where they are told nothing."""
+    return config.condition or (128 if config.time_conditioning else 0)
 
 
 def hidden_width(config: TransformerConfig) -> int:
@@ -118,7 +175,7 @@ class Transformer(nn.Module):
     """Embedding, ``depth`` blocks, a final norm and a head.
 
     Args:
-        config: widths and switches. Raises ValueError if heads do not divide the width or kv_heads the heads.
+        config: widths and switches. Raises ValueError if a head has no whole, even width or kv_heads do not divide the heads.
         vocabulary: V, special tokens included.
         layout: who attends to whom; ``config.window`` is the family's to put into it.
 
@@ -127,7 +184,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, vocabulary: int, layout: Layout) -> None:
         super().__init__()
-        if config.width % (2 * config.heads) or config.heads % (config.kv_heads or config.heads):
+        uneven = config.head_width % 2 if config.head_width else config.width % (2 * config.heads)
+        if uneven or config.heads % (config.kv_heads or config.heads):
             raise ValueError(f"width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}: no whole, even head width")
         self.config, self.layout = config, layout
         self.compute_dtype = torch.get_default_dtype()
@@ -135,52 +193,83 @@ class Transformer(nn.Module):
         self._compiled_decode: Callable[..., Tensor] | None = None
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = Head(config.width, vocabulary)
+        self.norm = _norm(config)
+        self.level = Level(condition) if (condition := condition_width(config)) else None
+        self.tell = Tell(condition, config.width, 2) if condition else None
+        self.head = Head(config.width, vocabulary, config.head_bias)
         if config.tie:
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Matrices from N(0, init_std); ``init`` says what becomes of those that write into the residual. Norms are 1."""
+        """Matrices from N(0, init_std); ``init`` says what becomes of those that write into the residual. Norms are 1, biases 0;
+        what tells blocks and output the noise level begins at 0."""
         config = self.config
         back = {"normal": 1.0, "depth-scaled": (2 * config.depth) ** -0.5, "zero-out": 0.0}[config.init]
         for name, p in self.named_parameters():
-            if p.dim() == 2:
+            if name.endswith(("tell.weight", "bias")):
+                p.zero_()
+            elif p.dim() == 2:
                 p.normal_(0.0, config.init_std)
                 if name.endswith(("attention.out.weight", "feedforward.down.weight")):
                     p.mul_(back)
 
     def _enter(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
-        by = rotation(positions, self.config.width // self.config.heads, self.config.rope_theta, self.compute_dtype)
+        by = rotation(positions, head_width(self.config), self.config.rope_theta, self.compute_dtype)
         return F.embedding(tokens, self.embedding.weight).to(self.compute_dtype), by
 
-    def forward(self, batch: Packed) -> Tensor:
-        """Hidden states ``[T, D]``, normed, ready for ``head``."""
+    def _hear(self, time: Tensor | None, batch: Packed | None = None) -> Told | None:
+        """What the blocks are told of noise levels ``[N]`` or ``[T]``; of 0 where none are given."""
+        if self.level is None:
+            return None
+        time = time if self.config.time_conditioning else None
+        level_X = self.embedding.weight.new_zeros(1, dtype=torch.float32) if time is None else time.flatten()
+        index_T = None if time is None or batch is None or len(level_X) == len(batch.tokens_T) else batch.sequence_T
+        return Told(self.level(level_X, self.compute_dtype), index_T)
+
+    def _leave(self, x_TD: Tensor, told: Told | None) -> Tensor:
+        x_TD = self.norm(x_TD)
+        return x_TD if told is None or self.tell is None else modulated(x_TD, *self.tell.vectors(told))
+
+    def _shifted(self, x_TD: Tensor, batch: Packed) -> Tensor:
+        """With ``config.shift`` every token gets the state of the one before it; the first of a sequence keeps its own."""
+        if not self.config.shift:
+            return x_TD
+        return x_TD.index_select(0, torch.arange(len(x_TD), device=x_TD.device) - (batch.positions_T > 0).long())
+
+    def forward(self, batch: Packed, time: Tensor | None = None) -> Tensor:
+        """Hidden states ``[T, D]``, normed, ready for ``head``.
+
+        Args:
+            time: the noise level, one per sequence ``[N]`` or per token ``[T]``, for a network with ``config.time_conditioning``; 0 if
+                not given. Others take no notice of it.
+        """
         x_TD, by = self._enter(batch.tokens_T, batch.positions_T)
+        told = self._hear(time, batch)
         if self._compiled:  # packs differ in length: say so before the first one is compiled for its own
             for ragged in (x_TD, *by, batch.cu_seqlens):
                 torch._dynamo.maybe_mark_dynamic(ragged, 0)
         for block in self.blocks:
-            x_TD = block(x_TD, by, batch.cu_seqlens, batch.max_seqlen, self.layout)
-        return self.norm(x_TD)
+            x_TD = block(x_TD, by, batch.cu_seqlens, batch.max_seqlen, self.layout, told)
+        return self._shifted(self._leave(x_TD, told), batch)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache of ``rows`` sequences with room for ``capacity`` tokens each; it grows when that is used up."""
         config = self.config
-        shape = (config.depth, rows, config.kv_heads or config.heads, capacity, config.width // config.heads)
+        shape = (config.depth, rows, config.kv_heads or config.heads, capacity, head_width(config))
         return KVCache.empty(*shape, dtype=self.compute_dtype, device=self.embedding.weight.device)
 
     def prefill(self, batch: Packed, cache: KVCache, rows: Sequence[int]) -> Tensor:
         """``forward`` that also fills the named rows of a cache, one per sequence of the pack, all of them empty before."""
         cache.reserve(batch.max_seqlen)
         x_TD, by = self._enter(batch.tokens_T, batch.positions_T)
+        told = self._hear(None)
         for layer, block in enumerate(self.blocks):
-            x_TD = block.prefill(x_TD, by, batch, self.layout, cache, layer, rows)  # type: ignore[operator]
+            x_TD = block.prefill(x_TD, by, batch, self.layout, cache, layer, rows, told)  # type: ignore[operator]
         for row, length in zip(rows, batch.lengths, strict=True):
             cache.lengths[row] = length
-        return self.norm(x_TD)
+        return self._shifted(self._leave(x_TD, told), batch)
 
     def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
         """Append one token to every row of the cache; hidden states ``[B, D]`` of those tokens.
@@ -208,9 +297,10 @@ class Transformer(nn.Module):
         mask = None if whole else Causal(window).allows(positions_B[:, None], places)[:, None, None, :]
         slots = Slots(torch.arange(len(tokens_B), device=tokens_B.device), positions_B, mask, even)
         x_BD, by = self._enter(tokens_B, positions_B)
+        told = self._hear(None)
         for block, k, v in zip(self.blocks, keys, values, strict=True):
-            x_BD = block.decode(x_BD, by, k, v, slots)  # type: ignore[operator]
-        return self.norm(x_BD)
+            x_BD = block.decode(x_BD, by, k, v, slots, told)  # type: ignore[operator]
+        return self._leave(x_BD, told)
 
     def compile_decoding(self, backend: str = "inductor") -> None:
         """Compile a decoding step as a whole. It takes some tens of seconds, so it pays for a server or a long run of samples.
@@ -232,5 +322,5 @@ class Transformer(nn.Module):
     def flops_per_token(self, context: float) -> float:
         """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average."""
         config = self.config
-        matrices = sum(p.numel() for b in self.blocks for p in b.parameters() if p.dim() == 2) + self.head.weight.numel()
-        return 6.0 * matrices + 12.0 * config.depth * config.width * context
+        matrices = sum(p.numel() for n, p in self.blocks.named_parameters() if p.dim() == 2 and "tell" not in n) + self.head.weight.numel()
+        return 6.0 * matrices + 12.0 * config.depth * config.heads * head_width(config) * context

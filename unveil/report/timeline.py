@@ -19,13 +19,16 @@ class BytesDecoder(Protocol):
     def decode_bytes(self, ids: Any, /) -> bytes: ...
 
 
-def timeline(title: str, row: Row, tokenizer: BytesDecoder, places: np.ndarray[Any, np.dtype[np.int64]] | None = None) -> TokenTimeline:
+def timeline(
+    title: str, row: Row, tokenizer: BytesDecoder, places: np.ndarray[Any, np.dtype[np.int64]] | None = None, note: str = ""
+) -> TokenTimeline:
     """One piece per token that decodes to anything; the pieces joined are the row's text.
 
     A character whose bytes are spread over several tokens stands in the last of them. Specials decode to nothing and are left out.
 
     Args:
         places: tokens to show, in reading order, where that is not the order of the row (fill-in-the-middle).
+        note: a line below it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces: list[str] = []
@@ -41,4 +44,4 @@ def timeline(title: str, row: Row, tokenizer: BytesDecoder, places: np.ndarray[A
     if pieces:
         pieces[-1] += decoder.decode(b"", final=True)
     index = np.asarray(shown, dtype=np.int64)
-    return TokenTimeline(title, pieces, row.committed_at[index].tolist(), row.confidence[index].tolist())
+    return TokenTimeline(title, pieces, row.committed_at[index].tolist(), row.confidence[index].tolist(), note)

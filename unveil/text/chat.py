@@ -51,6 +51,21 @@ class PlainTemplate:
         return "".join(turns) + "Assistant:"
 
 
+class HeaderTemplate:
+    """LLaDA's turns, each after a header with its role; the template that is shipped with its weights does not open the answer's turn."""
+
+    stop: tuple[str, ...] = ("<|eot_id|>",)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        check(messages)
+        turns = [f"{self._header(m['role'])}{m['content'].strip()}<|eot_id|>" for m in messages]
+        return "".join(turns) + self._header("assistant")
+
+    @staticmethod
+    def _header(role: str) -> str:
+        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
 class JinjaTemplate:
     """A template as published with a model, in Jinja, with the variables and functions that ``transformers`` gives it.
 
@@ -92,19 +107,14 @@ class JinjaTemplate:
 
 
 def chat_template(folder: Path) -> ChatTemplate:
-    """The template of a model's folder: ``chat_template.jinja``, else that of ``tokenizer_config.json``, else the plain one.
+    """The template of a model's folder: LLaDA's own, else ``chat_template.jinja``, else that of ``tokenizer_config.json``, else the plain one.
 
     Raises UserError for a file that is no JSON object, or where several templates are named and none is ``default``.
     """
-    config: dict[str, Any] = {}
+    if _settings(folder / "config.json").get("model_type") == "llada" and "<|start_header_id|>" in _added(folder):
+        return HeaderTemplate()
     path = folder / "tokenizer_config.json"
-    if path.is_file():
-        try:
-            config = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UserError(str(path), f"is not JSON: {error}", "restore the file") from None
-        if not isinstance(config, dict):
-            raise UserError(str(path), f"holds a {type(config).__name__}", "restore the file: it is a JSON object")
+    config = _settings(path)
     source = config.get("chat_template")
     if isinstance(source, list):
         named = {entry["name"]: entry["template"] for entry in source}
@@ -117,6 +127,24 @@ def chat_template(folder: Path) -> ChatTemplate:
     if not source:
         return PlainTemplate()
     return JinjaTemplate(source, {name: text for name, value in config.items() if name.endswith("_token") and (text := _text(value))})
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is none. Raises UserError for anything else in it."""
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(str(path), f"is not JSON: {error}", "restore the file") from None
+    if not isinstance(config, dict):
+        raise UserError(str(path), f"holds a {type(config).__name__}", "restore the file: it is a JSON object")
+    return config
+
+
+def _added(folder: Path) -> set[str]:
+    """The added tokens of its tokenizer."""
+    return {str(token.get("content")) for token in _settings(folder / "tokenizer.json").get("added_tokens") or []}
 
 
 def _text(token: Any) -> str:

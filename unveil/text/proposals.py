@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from unveil.config import NextTokenSamplerConfig
+from unveil.config import MaskedSamplerConfig, NextTokenSamplerConfig
 from unveil.errors import UserError
 
 
@@ -61,7 +61,7 @@ def check(config: NextTokenSamplerConfig) -> None:
             raise UserError(f"sampler.{name}", f"got {getattr(config, name)}", f"choose {wanted}")
 
 
-def propose(logits_BV: Tensor, config: NextTokenSamplerConfig, seen_BV: Tensor | None = None) -> Tensor:
+def propose(logits_BV: Tensor, config: NextTokenSamplerConfig | MaskedSamplerConfig, seen_BV: Tensor | None = None) -> Tensor:
     """Logits of the distribution that is drawn from: repetition penalty, temperature, top-k, top-p, min-p, in this order.
 
     Temperature 0 leaves only the penalty: the most probable token survives everything else. With a temperature the result is float64.
@@ -69,7 +69,7 @@ def propose(logits_BV: Tensor, config: NextTokenSamplerConfig, seen_BV: Tensor |
     """
     if config.temperature > 0:
         logits_BV = logits_BV.double()
-    if seen_BV is not None and config.repetition_penalty != 1:
+    if seen_BV is not None and isinstance(config, NextTokenSamplerConfig) and config.repetition_penalty != 1:
         logits_BV = repetition_penalty(logits_BV, seen_BV, config.repetition_penalty)
     if config.temperature == 0:
         return logits_BV
@@ -82,17 +82,6 @@ def propose(logits_BV: Tensor, config: NextTokenSamplerConfig, seen_BV: Tensor |
     if config.min_p > 0:
         logits_BV = min_p(logits_BV, config.min_p)
     return logits_BV
-
-
-def draw(logits_BV: Tensor, temperature: float, uniforms_BV: Tensor) -> Tensor:
-    """One token per row from ``softmax(logits / temperature)``: the argmax of ``z / tau - log(-log u)`` (Gumbel-max) in float64.
-
-    The same law as the argmax of ``exp(z) / (-log u)^tau``, without the overflow of ``exp(z)``. Temperature 0 is the argmax.
-    ``uniforms_BV`` is float64 in [0, 1).
-    """
-    if temperature == 0:
-        return logits_BV.argmax(-1)
-    return (logits_BV.double() / temperature - torch.log(-torch.log(uniforms_BV))).argmax(-1)
 
 
 def inverse_cdf(logits_BV: Tensor, uniforms_B: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Number of token ids and the ids of the six special tokens.
+    """Number of token ids and the ids of the special tokens, -1 for one that a foreign tokenizer does not have.
 
     size: ids run over 0 .. size-1, specials included.
     start: begins every sequence and is never noised. end: follows the last token of a document.
     mask: the absorbing state of masked diffusion. prefix, suffix, middle: the sentinels of fill-in-the-middle (Bavarian et al. 2022).
 
-    Raises ValueError when the six ids are not distinct or lie outside 0 .. size-1.
+    Raises ValueError when the ids are not distinct (but start and end, which are one token in GPT-2) or lie outside 0 .. size-1.
     """
 
     size: int
@@ -25,9 +25,13 @@ class Vocabulary:
     middle: int
 
     def __post_init__(self) -> None:
-        if len(set(self.specials)) != 6 or min(self.specials) < 0 or max(self.specials) >= self.size:
-            raise ValueError(f"the six special ids must be distinct and lie in 0..{self.size - 1}, got {self.specials}")
+        given = [i for i in (self.end, self.mask, self.prefix, self.suffix, self.middle) if i != -1]
+        given += [self.start] if self.start not in (-1, self.end) else []
+        if len(set(given)) != len(given) or min(given, default=0) < 0 or max(given, default=0) >= self.size:
+            raise ValueError(f"the special ids must be distinct and lie in 0..{self.size - 1}, got {self.specials}")
 
     @property
-    def specials(self) -> tuple[int, int, int, int, int, int]:
-        return (self.start, self.end, self.mask, self.prefix, self.suffix, self.middle)
+    def specials(self) -> tuple[int, ...]:
+        """Those that there are, each once."""
+        ids = (self.start, self.end, self.mask, self.prefix, self.suffix, self.middle)
+        return tuple(dict.fromkeys(i for i in ids if i != -1))

@@ -19,9 +19,10 @@ _WARMUP = 4
 """Steps before the clock starts: the first ones compile, for one length and then for any."""
 _MEASURED = 0.05
 """Share of the budget that is spent on measuring, at most ten seconds."""
-_COMPILE_PAYS = 120.0
-"""Seconds of training from which compiling pays: it takes some 30 and wins at least a quarter."""
-_EAGER_UTILISATION = 0.3
+_COMPILE_SECONDS = 30.0
+"""What compiling takes where the network does not say: one block's code for all blocks."""
+_WON = 0.25
+"""Share of the eager time that compiled steps save at least."""
 
 
 def flops(model: nn.Module, batch: Any) -> float:
@@ -41,8 +42,9 @@ def flops(model: nn.Module, batch: Any) -> float:
     return own(seen / 2 if isinstance(getattr(model, "layout", None), Causal) else seen)
 
 
-def compiles(config: TrainingConfig, flops_per_step: Callable[[], float], peak: Callable[[], float]) -> bool:
-    """Whether to compile: as told, or by ``auto`` if a C++ compiler is there and the run is long enough to earn it back.
+def compiles(config: TrainingConfig, eager_seconds: Callable[[], float], model: nn.Module) -> bool:
+    """Whether to compile: as told, or by ``auto`` if a C++ compiler is there and the run is long enough to earn it back: a quarter of its
+    minutes, or of ``eager_seconds()``, must be more than the network's own ``compile_seconds()``.
 
     Raises UserError if compilation is ``on`` and there is no compiler.
     """
@@ -55,8 +57,19 @@ def compiles(config: TrainingConfig, flops_per_step: Callable[[], float], peak: 
         return True
     if not compiler:
         return False
-    seconds = 60 * config.minutes or config.steps * flops_per_step() / (_EAGER_UTILISATION * peak())
-    return seconds >= _COMPILE_PAYS
+    own: Callable[[], float] | None = getattr(model, "compile_seconds", None)
+    return _WON * (60 * config.minutes or eager_seconds()) >= (own() if own else _COMPILE_SECONDS)
+
+
+def seconds_per_step(step: Callable[[], None], world: World) -> float:
+    """Of the faster of two calls of ``step`` after a first one, which allocates; the mean over ranks."""
+    step()
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return world.sum({"": min(times)})[""] / world.size
 
 
 def measured_steps(minutes: float, step: Callable[[], None], world: World) -> int:

@@ -1,8 +1,8 @@
-"""An exponential moving average of the weights, for evaluation and export."""
+"""Moving averages of the weights, for evaluation and export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,18 +11,26 @@ from torch import Tensor, nn
 from unveil.training.weights import assign
 
 
+def warm(decay: float) -> Callable[[int], float] | None:
+    """An exponential decay that grows to ``decay`` over the first updates, ``min(decay, n / (9 + n))``, so that the first weights do not
+    weigh on a short run; None, no average, for 0.
+
+    Raises ValueError outside [0, 1).
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay {decay} is not in [0, 1)")
+    return (lambda update: min(decay, update / (9 + update))) if decay else None
+
+
 class Average:
-    """The average ``a <- d a + (1 - d) w`` of every parameter (Polyak and Juditsky 1992), with ``d = min(decay, (1 + n) / (10 + n))``
-    after n updates, so that the first weights do not weigh on a short run.
+    """The average ``a <- d a + (1 - d) w`` of every parameter (Polyak and Juditsky 1992).
 
     Args:
         model: its parameters are followed; they keep their storage.
-        decay: in [0, 1); 0 keeps no average, and ``weights`` are the model's own.
+        decay: d of update n = 1, 2, ...; None keeps no average, and the weights are the model's own.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay {decay} is not in [0, 1)")
+    def __init__(self, model: nn.Module, decay: Callable[[int], float] | None) -> None:
         self.decay, self.updates = decay, 0
         self._live = dict(model.named_parameters()) if decay else {}
         self._mean = {name: p.detach().clone() for name, p in self._live.items()}
@@ -30,10 +38,9 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """Follow the parameters as they are now."""
-        if self._mean:
-            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            torch._foreach_lerp_(list(self._mean.values()), list(self._live.values()), 1 - decay)
         self.updates += 1
+        if self.decay:
+            torch._foreach_lerp_(list(self._mean.values()), list(self._live.values()), 1 - self.decay(self.updates))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,18 @@ from unveil.family import Family, Noise
 from unveil.training import budget, checkpoint, determinism, lr, precision
 from unveil.training.allocator import keep_freed_memory
 from unveil.training.compiler import drop_torn_libraries
-from unveil.training.ema import Average
+from unveil.training.ema import Average, warm
 from unveil.training.guard import Guard
 from unveil.training.interrupt import Interrupt, Interrupted
 from unveil.training.metrics import Journal, Window
 from unveil.training.optimizer import Optimizer
 from unveil.training.parallel import World
+from unveil.training.power import PowerAverages
 from unveil.training.progress import Bar
 from unveil.training.update import Update
 from unveil.training.weights import assign, weights
+
+Value = TypeVar("Value", int, float)
 
 
 class Loader(Protocol):
@@ -144,13 +147,14 @@ class Trainer:
         fast = torch.bfloat16 if self.dtype == torch.bfloat16 or self.device.type == "cuda" else torch.float32
         self.optimizer = Optimizer(self.model, self.recipe.optimizer, fast)
         self._update = Update(self.family, self.model, self.optimizer, self._guard, self._window, self.recipe, self.world)
-        self._average = Average(self.model, self._config.ema)
-        pays = chosen["compiled"] if chosen else budget.compiles(self._config, self._flops_per_step, self._peak)
+        self._average = Average(self.model, warm(self._config.ema))
+        self._averages = PowerAverages(self.model, self._config.ema_widths)
+        self.model.train()
+        pays = chosen["compiled"] if chosen else budget.compiles(self._config, self._eager_seconds, self.model)
         self.compiled = self.world.any(pays)
         if self.compiled:
             drop_torn_libraries()
             getattr(self.model, "compile_blocks", self.model.compile)()
-        self.model.train()
         if loaded:
             self._restore(*loaded)
             here = determinism.machine(self.world.size)
@@ -160,10 +164,13 @@ class Trainer:
             if self._config.minutes:
                 self.steps = loaded[1]["steps"]
         elif self._config.minutes:
-            self._rehearse()
+            self.steps = self._rehearsed(lambda step: budget.measured_steps(self._config.minutes, step, self.world))
 
-    def _rehearse(self) -> None:
-        """Fix the number of steps by a few real ones, of which nothing remains."""
+    def _eager_seconds(self) -> float:
+        return self.steps * self._rehearsed(lambda step: budget.seconds_per_step(step, self.world))
+
+    def _rehearsed(self, measured: Callable[[Callable[[], None]], Value]) -> Value:
+        """What is measured on a few real steps, of which nothing remains."""
         tensors, host = self._state()
         before = {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -172,19 +179,14 @@ class Trainer:
             while self._guard.read(late=0):  # waits for the device, and forgives
                 pass
 
-        self.steps = budget.measured_steps(self._config.minutes, step, self.world)
+        found = measured(step)
         self._restore(before, host)
+        return found
 
     def _probed_dtype(self) -> torch.dtype:
         """By each rank's own probe; where they differ, the narrower for all."""
         own = precision.compute_dtype(self._config.dtype, self.device)
         return torch.bfloat16 if self.world.any(own == torch.bfloat16) else own
-
-    def _flops_per_step(self) -> float:
-        state = self.loader.state_dict()
-        batch, _ = next(self.loader)
-        self.loader.load_state_dict(state)
-        return budget.flops(self.model, batch) * batch.size * self._config.packs / self.world.size
 
     def _peak(self) -> float:
         return precision.peak_flops(self.dtype, self.device)
@@ -196,6 +198,7 @@ class Trainer:
         multiplier = lr.multiplier(self.recipe.schedule, self.step, self.steps)
         self.tokens += self._update(micro, self.step, self.tokens, multiplier)
         self._average.update()
+        self._averages.update()
         self.step += 1
 
     # after a step
@@ -210,6 +213,8 @@ class Trainer:
         if self._sample and self.world.rank == 0 and self._due(config.sample_every):
             with self.averaged() as model:
                 self._sample(model, self.step)
+        if self.world.rank == 0 and self._due(config.ema_every):
+            self._averages.save(self.directory / "averages", self.step)
         if self._due(config.save_every) or (improved and config.save_every):
             self._save(journal, bar)
 
@@ -264,6 +269,7 @@ class Trainer:
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a run consists of: tensors (not copies), and what JSON holds."""
         parts = {"model": weights(self.model), "optimizer": self.optimizer.state_dict(), "average": self._average.state_dict()}
+        parts["averages"] = self._averages.state_dict()
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         host = {
             **{name: getattr(self, name) for name in ("step", "steps", "tokens", "seconds", "best")},
@@ -279,13 +285,14 @@ class Trainer:
 
     def _restore(self, tensors: Mapping[str, Tensor], host: Mapping[str, Any]) -> None:
         """The inverse of ``_state``, but for the number of steps and what was chosen. Raises UserError for weights that do not fit."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "averages": {}}
         for full, tensor in tensors.items():
             part, _, name = full.partition(".")
             parts[part][name] = tensor
         assign(parts["model"], weights(self.model), f"checkpoint of step {host['step']}")
         self.optimizer.load_state_dict(parts["optimizer"])
         self._average.load_state_dict(parts["average"], host["updates"])
+        self._averages.load_state_dict(parts["averages"], host["updates"])
         self.step, self.tokens, self.seconds = host["step"], host["tokens"], host["seconds"]
         self.best = tuple(host["best"]) if host["best"] else None
         self._guard.clear(host["masked_in_a_row"])

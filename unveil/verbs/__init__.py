@@ -5,11 +5,34 @@ Whatever is heavy is imported by the verb that needs it.
 
 from __future__ import annotations
 
+from unveil.verbs.averaging import Average
+from unveil.verbs.converting import Convert
 from unveil.verbs.judging import Doctor, Evaluate, Report
 from unveil.verbs.making import Data, Demo, Inspect, Plan, Prepare, Train
+from unveil.verbs.scaling import FitScale, PlanScale, Scaling, SweepScale
 from unveil.verbs.shared import Overrides
 from unveil.verbs.uncovering import Chat, Sample
 
-__all__ = ["VERBS", "Chat", "Data", "Demo", "Doctor", "Evaluate", "Inspect", "Overrides", "Plan", "Prepare", "Report", "Sample", "Train"]
+__all__ = [
+    "VERBS",
+    "Average",
+    "Chat",
+    "Convert",
+    "Data",
+    "Demo",
+    "Doctor",
+    "Evaluate",
+    "FitScale",
+    "Inspect",
+    "Overrides",
+    "Plan",
+    "PlanScale",
+    "Prepare",
+    "Report",
+    "Sample",
+    "Scaling",
+    "SweepScale",
+    "Train",
+]
 
-VERBS = (Train, Sample, Chat, Evaluate, Report, Data, Demo, Plan, Doctor)
+VERBS = (Train, Sample, Chat, Evaluate, Average, Convert, Report, Data, Demo, Plan, Scaling, Doctor)

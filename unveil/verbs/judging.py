@@ -25,10 +25,16 @@ class Evaluate(OfRun):
     """Of images: network evaluations per image to compare, as 5,10,20,50."""
     solvers: str | None = None
     """Of images: solvers to compare, as heun,dpmpp-2m; the run's own if not given."""
+    seeds: int = 1
+    """Of images: disjoint sets of samples to take means and standard errors over."""
+    straightness: bool = False
+    """Of images: how straight the paths from noise to image are; 0 where one step is exact."""
     samples: int | None = None
     """Of images: how many to generate. The recipe's number if not given."""
     inception: str = ""
     """Of images: file of Inception's weights; without it a small classifier trained on the same images gives the features."""
+    data: str = ""
+    """Of images: real ones to compare with in the place of those of training: a folder, IDX files, Parquet or hub:ID."""
     bits: bool = False
     """Of images: bits per dimension of held-out images, beside the distances."""
     json: bool = False
@@ -47,6 +53,8 @@ class Evaluate(OfRun):
         if isinstance(run, ImageRun):
             self._images(run)
             return
+        if self.data:
+            raise UserError("--data", "is for images, this is a run of text", "leave it out")
         bits = run.evaluate(self.split, self.tokens, self.draws)
         exact = run.recipe.family in EXACT
         if self.json:
@@ -60,14 +68,22 @@ class Evaluate(OfRun):
 
     def _images(self, run: Any) -> None:
         import json
-        from dataclasses import asdict
+        from dataclasses import asdict, replace
 
+        from unveil import recipe as recipes
         from unveil.quality import measured, record
 
+        if self.seeds < 1:
+            raise UserError("--seeds", f"got {self.seeds}", "give 1 or more")
+        if self.data:
+            run = replace(run, recipe=recipes.with_data(run.recipe, self.data))
         counts = numbers("--nfe", self.nfe) if self.nfe is not None else []
         solvers = self.solvers.split(",") if self.solvers else []
-        found = measured(run, counts, solvers, self.samples, self.inception, self.tokens, self.draws if self.bits else 0)
-        record(run, found)
+        found = measured(
+            run, counts, solvers, self.samples, self.inception, self.tokens, self.draws if self.bits else 0, self.seeds, self.straightness
+        )
+        if not self.data:  # the page speaks of the run's own images
+            record(run, found)
         if self.json:
             print(json.dumps(asdict(found)))
             return

@@ -33,7 +33,7 @@ class WithRecipe:
 @dataclass(frozen=True)
 class OfRun:
     path: Positional[str]
-    """A run directory, or a folder with an exported model."""
+    """A run directory, or a folder with an exported model: ours, or a pipeline of diffusers."""
 
 
 def sampler_settings(overrides: Overrides) -> dict[str, str]:

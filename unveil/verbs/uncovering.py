@@ -16,11 +16,11 @@ class Sample(OfRun):
     """Uncover text or images. How: --sampler.steps 32 --sampler.temperature 0.7, or --sampler.kind heun --sampler.steps 18."""
 
     prompt: str | None = None
-    """What to go on from; nothing begins a document."""
+    """What to go on from; nothing begins a document. Of images what they show, in words."""
     infill: str | None = None
     """A text with gaps, written <mask>, or <mask:12> for 12 tokens."""
     num: int | None = None
-    """Number of texts (1 if not given) or of images (16)."""
+    """Number of texts (1 if not given), of images (16) or of points (2000)."""
     seed: int = 0
     """Of the first; the others follow."""
     label: str | None = None
@@ -64,24 +64,26 @@ class Sample(OfRun):
         print(printable(text) if sys.stdout.isatty() else text)
 
     def _images(self, run: Any) -> None:
+        from unveil.plane import POINTS_SHOWN
         from unveil.watch import watch_images
 
-        if self.prompt is not None or self.infill is not None:
-            raise UserError("--prompt" if self.infill is None else "--infill", "is for text, this is a run of images", "leave it out")
+        if self.infill is not None:
+            raise UserError("--infill", "is for text, this is a run of images", "leave it out")
         if sum(value is not None for value in (self.between, self.inpaint, self.invert)) > 1:
             raise UserError("--between", "given with --inpaint or --invert", "ask for one of them")
-        num = 16 if self.num is None else self.num
+        num = (POINTS_SHOWN if run.points else 16) if self.num is None else self.num
+        told = {"label": self.label, "prompt": self.prompt}
         if self.between is not None:
-            snapshots = run.interpolate(*numbers("--between", self.between, 2), num=8 if self.num is None else num, label=self.label)
+            snapshots = run.interpolate(*numbers("--between", self.between, 2), num=8 if self.num is None else num, **told)
         elif self.inpaint is not None:
             if self.hole is None:
                 raise UserError("--inpaint", "given without --hole", "say which part to make anew: --hole left,top,right,bottom")
             hole = numbers("--hole", self.hole, 4)
-            snapshots = run.inpaint(run.image(self.inpaint), hole, num=num, label=self.label, seed=self.seed)
+            snapshots = run.inpaint(run.image(self.inpaint), hole, num=num, seed=self.seed, **told)
         elif self.invert is not None:
-            snapshots = run.reconstruct(run.image(self.invert), label=self.label)
+            snapshots = run.reconstruct(run.image(self.invert), **told)
         else:
-            snapshots = run.sample(num, label=self.label, seed=self.seed)
+            snapshots = run.sample(num, seed=self.seed, **told)
         if self.watch:
             last = watch_images(snapshots)
         else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unveil.errors import UserError
-from unveil.gaussian.ema_profile import Profile, coefficients, decay, gamma_of, inner_product, reconstruct, sigma_rel_of
+from unveil.training.ema_profile import Profile, coefficients, decay, gamma_of, inner_product, reconstruct, sigma_rel_of
 
 
 def density(profile, tau):
@@ -96,9 +96,9 @@ def test_coefficients_sum_to_one():
 
 def test_what_cannot_be_reconstructed_is_refused():
     for wrong in (0.0, 0.3, -0.1, math.nan):
-        with pytest.raises(UserError, match="sigma_rel"):
+        with pytest.raises(UserError, match="width"):
             gamma_of(wrong)
-    with pytest.raises(UserError, match="snapshots"):
+    with pytest.raises(UserError, match="averages"):
         coefficients([], Profile(5.0, 10.0))
-    with pytest.raises(UserError, match="snapshots"):
+    with pytest.raises(UserError, match="averages"):
         coefficients([Profile(5.0, 0.0)], Profile(5.0, 10.0))

@@ -36,7 +36,7 @@ def gamma_of(sigma_rel: float) -> float:
         UserError: a width outside (0, 1/sqrt(12)].
     """
     if not 0.0 < sigma_rel <= WIDEST * (1 + 1e-12):
-        raise UserError("ema.sigma_rel", f"got {sigma_rel}", f"choose a width above 0, at most {WIDEST:.4f}, such as 0.05 or 0.1")
+        raise UserError("width", f"got {sigma_rel}", f"choose a width above 0, at most {WIDEST:.4f}, such as 0.05 or 0.1")
     inverse = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return max(float(root.real) for root in roots if abs(root.imag) < 1e-6 * (1.0 + abs(root)))
@@ -69,9 +69,9 @@ def coefficients(snapshots: Sequence[Profile], wanted: Profile) -> list[float]:
         UserError: no snapshot, or a profile whose time is not above 0.
     """
     if not snapshots:
-        raise UserError("ema.snapshots", "got none", "train with two widths, and keep their averages from time to time")
+        raise UserError("averages", "got none", "train with two widths, and keep their averages from time to time")
     if min(profile.time for profile in (*snapshots, wanted)) <= 0:
-        raise UserError("ema.snapshots", "got an average of no updates", "take snapshots after the first update")
+        raise UserError("averages", "got an average of no updates", "take snapshots after the first update")
     gram = np.array([[inner_product(a, b) for b in snapshots] for a in snapshots])
     right = np.array([inner_product(a, wanted) for a in snapshots])
     # unit diagonal: profiles of early times are narrow and tall, and the matrix is close to singular as it is

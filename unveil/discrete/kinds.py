@@ -1,0 +1,219 @@
+"""What discrete diffusion is trained on: a class for each objective, with its noise, its loss, its bound and its sampler.
+
+``discrete.family`` knows them by the methods of ``Kind``. N sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unveil.config import BlockConfig, MaskedConfig, MaskedSamplerConfig, ScoreConfig, TransformerConfig
+from unveil.data.noise import stratified
+from unveil.discrete.allowed import Model
+from unveil.discrete.clip import Clip
+from unveil.discrete.commit import JUMPS
+from unveil.discrete.context import device
+from unveil.discrete.denoiser import AbsorbRatio, Subs, UniformRatio
+from unveil.discrete.jump import Chain, LogScores, ScoreSampler
+from unveil.discrete.likelihood import bound
+from unveil.discrete.objective import MaskedObjective
+from unveil.discrete.process import SCHEDULES, Absorbing, Geometric, LogUniform, Schedule, Uniform, per_token
+from unveil.discrete.reader import Reader
+from unveil.discrete.sampler import MaskedSampler
+from unveil.discrete.score import UniformObjective
+from unveil.discrete.score import bound as uniform_bound
+from unveil.errors import UserError
+from unveil.family import Noise, Term
+from unveil.nn.layout import Bidirectional, BlockCausal, Layout
+from unveil.nn.packed import Packed
+from unveil.text.vocabulary import Vocabulary
+
+Array = np.ndarray[Any, Any]
+Stop = Callable[[Sequence[int]], bool]
+Config = MaskedConfig | BlockConfig | ScoreConfig
+
+
+class Kind(ABC):
+    """One objective, with one time per sequence unless ``draw`` says otherwise."""
+
+    layout: Layout
+    """Of the network."""
+    times: tuple[float, float]
+    """Between which they are drawn."""
+    objective: MaskedObjective | UniformObjective
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.keep = vocabulary, (vocabulary.start,)
+
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027 - most have nothing to add
+        """Add to the network what is saved beside it, if there is anything."""
+
+    def draw(self, offset: float, sample_id: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
+        """``t``, the sequence's time, stratified over the samples of an epoch, which share ``offset`` in [0, 1); ``u``, a uniform per
+        token."""
+        low, high = self.times
+        return {"t": np.array([low + (high - low) * stratified(offset, sample_id)]), "u": rng.random(length)}
+
+    def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
+        return self.objective.targets(batch, noise)
+
+    def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
+        return self.objective.loss(model, batch, noise)
+
+    @abstractmethod
+    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As ``Family.log_likelihood``."""
+
+    @abstractmethod
+    def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler | ScoreSampler:
+        """Raises UserError for settings that do not go together or with the network."""
+
+
+class Masked(Kind):
+    """Masked diffusion over whole sequences (LLaDA, MDLM)."""
+
+    def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: MaskedConfig) -> None:
+        super().__init__(vocabulary)
+        self.layout, self.times = Bidirectional(model.window), (config.t_min, config.t_max)
+        self.schedule = trained = SCHEDULES[config.schedule]
+        if config.times == "importance":
+            low, high = self.schedule.mask_rate(torch.tensor(self.times, dtype=torch.float64)).tolist()
+            trained, self.times = LogUniform(low, high), (0.0, 1.0)
+        self.process, self.denoiser = Absorbing(trained, vocabulary.mask, self.keep), Subs.of(vocabulary)
+        self.objective = MaskedObjective(self.process, self.denoiser, config.weight, config.normalisation)
+
+    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T)
+
+    def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler:
+        return MaskedSampler(self.denoiser, self.vocabulary.end, config, stop, self.keep, self.schedule)
+
+
+class Block(Kind):
+    """Block diffusion (BD3-LM): every block has a time of its own, and sees what precedes it clean."""
+
+    def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: BlockConfig) -> None:
+        super().__init__(vocabulary)
+        self.config, self.layout, self.read = config, BlockCausal(config.block), Reader(block=config.block)
+        self.times = (0.0, 1.0) if config.clip else (config.t_min, config.t_max)
+        self.process = Absorbing(SCHEDULES["linear" if config.clip else config.schedule], vocabulary.mask, self.keep)
+        self.denoiser = Subs.of(vocabulary)
+        self.objective: MaskedObjective = MaskedObjective(
+            self.process, self.denoiser, config.weight, config.normalisation, self.read, measures=not config.clip
+        )
+
+    def prepare(self, model: nn.Module) -> None:
+        """With ``clip`` the search for the best interval."""
+        if self.config.clip:
+            model.add_module("clip", Clip(self.config.block, self.config.t_min, self.config.t_max, self.config.weight == "bound"))
+
+    def draw(self, offset: float, sample_id: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
+        """``t``, the time of each token's block, and ``u``, a uniform per token.
+
+        A sequence's n blocks take the n cells of an even partition in random order, all at the same place in their cell, which moves by the
+        golden ratio from sample to sample: so times are stratified over all blocks of a step, and each is uniform.
+        """
+        low, high = self.times
+        blocks = -(-length // self.config.block)
+        cells = (rng.permutation(blocks) + stratified(offset, sample_id)) / blocks
+        return {"t": (low + (high - low) * cells)[np.arange(length) // self.config.block], "u": rng.random(length)}
+
+    def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
+        if (clip := self._clip(model)) is not None:
+            if model.training:
+                clip.advance()
+            noise = {**noise, "t": clip.rates(noise["t"])}
+        return self.objective.loss(model, batch, noise)
+
+    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Over all times, clipped or not; the search watches."""
+        clip = self._clip(model)
+        observe = None if clip is None else clip.observe
+        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T, read=self.read, observe=observe)
+
+    def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler:
+        traits = Model(block=self.config.block)
+        return MaskedSampler(self.denoiser, self.vocabulary.end, config, stop, self.keep, self.process.schedule, traits)
+
+    def _clip(self, model: nn.Module) -> Clip | None:
+        clip = getattr(model, "clip", None)
+        return clip if isinstance(clip, Clip) else None
+
+
+class AbsorbScore(Kind):
+    """Score entropy under the absorbing chain (SEDD)."""
+
+    def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: ScoreConfig) -> None:
+        super().__init__(vocabulary)
+        self.layout, self.times = Bidirectional(model.window), (config.t_min, config.t_max)
+        self.process, self.ratio = Absorbing(_schedule(config), vocabulary.mask, self.keep), AbsorbRatio.over(vocabulary)
+        self.read = Reader(told=model.time_conditioning)
+        self.objective = MaskedObjective(self.process, self.ratio, "bound", "token", self.read)
+
+    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        return bound(model, batch, self.process, self.ratio, draws, seed, counted_T, read=self.read)
+
+    def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler | ScoreSampler:
+        """Jumps, or, as the scores of a place in proportion are probabilities, the rules for masks."""
+        if config.commit in JUMPS:
+            chain = Chain(torch.tensor(states(self.vocabulary)), self.vocabulary.mask)
+            return ScoreSampler(_log_scores(self.read, self.ratio), chain, self.process.schedule, self.vocabulary.mask, config)
+        if self.read.told:
+            raise UserError(
+                "sampler.commit", f"got '{config.commit}': this network wants to know the noise level", "take tweedie or tau-leaping"
+            )
+        schedule, traits = self.process.schedule, Model(score=True)
+        return MaskedSampler(self.ratio, self.vocabulary.end, config, stop, self.keep, schedule, traits)
+
+
+class UniformScore(Kind):
+    """Score entropy under the uniform chain over the data tokens and the end token (SEDD)."""
+
+    def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: ScoreConfig) -> None:
+        super().__init__(vocabulary)
+        self.layout, self.times = Bidirectional(model.window), (config.t_min, config.t_max)
+        self.process = Uniform(_schedule(config), states(vocabulary), self.keep)
+        self.ratio = UniformRatio(Subs.of(vocabulary))
+        self.read = Reader(told=model.time_conditioning)
+        self.objective: UniformObjective = UniformObjective(self.process, self.ratio, self.read)
+
+    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+        return uniform_bound(self.objective, model, batch, draws, seed, counted_T)
+
+    def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> ScoreSampler:
+        chain = Chain(torch.tensor(self.process.states))
+        return ScoreSampler(_log_scores(self.read, self.ratio), chain, self.process.schedule, self.vocabulary.mask, config)
+
+
+def states(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Ids that data consist of: all but the special ones, and the end."""
+    never = Subs.of(vocabulary).never
+    return tuple(i for i in range(vocabulary.size) if i not in never)
+
+
+def kind_of(vocabulary: Vocabulary, model: TransformerConfig, config: Config) -> Kind:
+    """The kind of an ``objective`` section."""
+    if isinstance(config, ScoreConfig):
+        return (AbsorbScore if config.chain == "absorb" else UniformScore)(vocabulary, model, config)
+    return Block(vocabulary, model, config) if isinstance(config, BlockConfig) else Masked(vocabulary, model, config)
+
+
+def _schedule(config: ScoreConfig) -> Schedule:
+    return Geometric(config.sigma_min, config.sigma_max) if config.schedule == "geometric" else SCHEDULES[config.schedule]
+
+
+def _log_scores(read: Reader, ratio: AbsorbRatio | UniformRatio) -> LogScores:
+    """log s ``[T, V]`` of a pack at noise levels sigma ``[N]``."""
+
+    def scores(model: Any, batch: Packed, sigma_N: Tensor) -> Tensor:
+        batch = batch.to(device(model))
+        sigma_T = per_token(batch, sigma_N.to(batch.tokens_T.device))
+        return ratio.log_scores(model.head(read(model, batch, batch.tokens_T, sigma_T)), batch.tokens_T, sigma_T)
+
+    return scores
