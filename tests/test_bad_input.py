@@ -142,6 +142,15 @@ def _flip(p: Place) -> list[str]:
     return p.resume()
 
 
+def _mixed(p: Place) -> list[str]:
+    """Two finished runs in one directory, the second on another context."""
+    shutil.copytree(p.run, p.folder / "sweep" / "a")
+    shutil.copytree(p.run, p.folder / "sweep" / "b")
+    path = p.folder / "sweep" / "b" / "recipe.toml"
+    path.write_text(path.read_text().replace(f"context = {CONTEXT}", f"context = {CONTEXT // 2}"))
+    return ["scaling", "fit", str(p.folder / "sweep")]
+
+
 def _shard(p: Place) -> list[str]:
     args = ["data", "prepare", "tiny", "--data", str(p.text), "--data.split", "tail"]
     cli.main(args)
@@ -345,6 +354,24 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: _photos(p, ("L", (8, 8)), corrupt=True),
         ("z.png", "cannot be read", "--data.skip-corrupt true"),
     ),
+    "scaling without a budget": (lambda p: ["scaling", "plan"], ("--compute", "--minutes", "give")),
+    "budget that is no number": (lambda p: ["scaling", "plan", "--compute", "much"], ("--compute", "'much'", "1e14,3e14")),
+    "budget that no network meets": (lambda p: ["scaling", "plan", "--compute", "1e6"], ("--compute", "M = ", "more compute")),
+    "scaling of images": (lambda p: ["scaling", "plan", "edm-digits", "--compute", "1e15"], ("family", "'gaussian'", "autoregressive")),
+    "law that is not there": (
+        lambda p: ["scaling", "plan", "--compute", "1e15", "--law", "laws.json"],
+        ("--law", "laws.json", "deepseek, chinchilla"),
+    ),
+    "too few sizes for a parabola": (
+        lambda p: ["scaling", "sweep", "tiny", "--compute", "1e12", "--out", "s", "--sizes", "1,2"],
+        ("--sizes", "2 different", "wants 3", "spread"),
+    ),
+    "sweep into another's folder": (
+        lambda p: ["scaling", "sweep", "tiny", "--data", str(p.text), "--data.split", "tail", "--compute", "1e12", "--out", str(p.run)],
+        ("--out", "no sweep", "another directory"),
+    ),
+    "fit of no sweep": (lambda p: ["scaling", "fit", "nowhere"], ("nowhere", "no such directory", "scaling sweep")),
+    "fit of runs of different data": (lambda p: _mixed(p), ("data.", "fit them apart")),
     "images that are not there": (lambda p: ["train", "edm-mnist"], ("data.path", "empty", "give")),
     "noise predicted where no signal is left": (
         lambda p: ["train", "ddpm-digits", "--objective.path.zero-terminal-snr", "true"],

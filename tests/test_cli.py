@@ -28,6 +28,7 @@ def test_every_verb_parses() -> None:
         "train my.toml --data notes": verbs.Train("my.toml", data="notes"),
         "sample run --prompt hi --num 2 --watch": verbs.Sample("run", prompt="hi", num=2, watch=True),
         "chat run": verbs.Chat("run"),
+        "stream run --num 2 --part test": verbs.Stream("run", num=2, part="test"),
         "evaluate run --split test --json": verbs.Evaluate("run", split="test", json=True),
         "report a b --out c": verbs.Report(("a", "b"), out="c"),
         "data prepare tiny": verbs.Data(verbs.Prepare("tiny")),

@@ -250,9 +250,10 @@ class StreamsRecipe(Recipe):
 
 
 TextRecipe = AutoregressiveRecipe | DiscreteRecipe
-AnyRecipe = TextRecipe | GaussianRecipe
-RECIPES: dict[str, type[AutoregressiveRecipe] | type[DiscreteRecipe] | type[GaussianRecipe]] = {
+AnyRecipe = TextRecipe | GaussianRecipe | StreamsRecipe
+RECIPES: dict[str, type[AutoregressiveRecipe] | type[DiscreteRecipe] | type[GaussianRecipe] | type[StreamsRecipe]] = {
     "autoregressive": AutoregressiveRecipe,
     "discrete": DiscreteRecipe,
     "gaussian": GaussianRecipe,
+    "streams": StreamsRecipe,
 }

@@ -1,4 +1,4 @@
-"""Models from one form to another, each with its card: a run of images as a folder of diffusers and back, one of text as transformers reads."""
+"""Models from one form to another, each with its card: images as a folder of diffusers and back, text as transformers reads it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def text_card(run: TextRun, name: str, kind: str) -> str:
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f'model = AutoModelForCausalLM.from_pretrained("{name}")']
     lines += [
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-        f'tokens = tokenizer(tokenizer.bos_token + "...", return_tensors="pt")',
+        'tokens = tokenizer(tokenizer.bos_token + "...", return_tensors="pt")',
     ]
     lines += ["print(tokenizer.decode(model.generate(**tokens, do_sample=True, max_new_tokens=100)[0]))"]
     code = "\nWith transformers alone:\n\n```python\n" + "\n".join(lines) + "\n```\n" if spoken else ""

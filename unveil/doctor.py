@@ -11,6 +11,7 @@ from unveil.environment import device, environment
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
 from unveil.run import load
+from unveil.stream_run import StreamRun
 from unveil.text_run import TextRun
 from unveil.training import precision
 
@@ -49,10 +50,17 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
         yield "images", f"{size}, {len(run.classes)} classes"
         if run.encoders.autoencoder is not None:
             yield "latents", f"{run.shape[2]} x {run.shape[1]}, {run.shape[0]} channels"
+    elif isinstance(run, StreamRun):
+        yield (
+            "streams",
+            f"{len(run.about.classes)} classes, {run.width} features of {run.about.extractor}, {run.about.rate:g} chunks a second",
+        )
     yield "weights", "all finite" if not broken else f"{broken} not finite"
-    name = "bits per byte" if isinstance(run, TextRun) else "bits per dimension"
+    name = "bits per byte" if isinstance(run, TextRun) else "bits per dimension" if isinstance(run, ImageRun) else "mAP"
     try:
-        if isinstance(run, ImageRun):
+        if isinstance(run, StreamRun):
+            yield name, next(run.evaluate().lines())[1]
+        elif isinstance(run, ImageRun):
             scored = run.evaluate(limit=SAMPLE_IMAGES, draws=1)
             yield name, f"{scored.bits:.3f} ± {scored.stderr:.3f} on {scored.images:,} held-out images"
         else:

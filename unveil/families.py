@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unveil.autoregressive.family import Autoregressive
-from unveil.config import AutoregressiveRecipe, GaussianRecipe, TextRecipe
+from unveil.config import AutoregressiveRecipe, GaussianRecipe, StreamsRecipe, TextRecipe
 from unveil.data.augment import parameters
+from unveil.data.stream_features import About
 from unveil.discrete.family import Discrete
 from unveil.gaussian.family import Gaussian
+from unveil.streams.family import OnlineDetection
 from unveil.text.vocabulary import Vocabulary
 
 EXACT = ("autoregressive",)
@@ -29,3 +31,8 @@ def images(recipe: GaussianRecipe, shape: tuple[int, int, int], classes: int, em
     """The family of a recipe over images ``[C, H, W]`` of so many classes, with texts embedded in so many numbers; 0: not told."""
     augmentation = parameters(recipe.data.augment)
     return Gaussian(shape, recipe.model, recipe.objective, recipe.sampler, classes, augmentation, recipe.seed, embedding)
+
+
+def streams(recipe: StreamsRecipe, features: int, about: About) -> OnlineDetection:
+    """The family of a recipe over streams with so many features a chunk."""
+    return OnlineDetection(features, len(about.classes), about.ignored, recipe.model, recipe.objective, recipe.sampler)

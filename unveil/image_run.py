@@ -297,10 +297,12 @@ class ImageRun(Run):
         seeds = range(seed, seed + samples)
         labels = [i % len(self.classes) for i in seeds] if self.classes and not self.recipe.model.null_class else []
         noise, device = self.family.latents(seeds), next(self.model.parameters()).device
-        found = torch.cat([
-            self.family.transport(self.model, noise[i : i + BATCH].to(device), steps, labels[i : i + BATCH]).straightness_B.cpu()
-            for i in range(0, samples, BATCH)
-        ])
+        found = torch.cat(
+            [
+                self.family.transport(self.model, noise[i : i + BATCH].to(device), steps, labels[i : i + BATCH]).straightness_B.cpu()
+                for i in range(0, samples, BATCH)
+            ]
+        )
         return Straightness(float(found.mean()), float(found.std() / math.sqrt(samples)), samples)
 
     def against_evaluations(

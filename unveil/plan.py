@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.config import AnyRecipe, GaussianRecipe, TextRecipe, TokenizerConfig
+from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe, TextRecipe, TokenizerConfig
 from unveil.data.pixels import prepare_images
 from unveil.data.tokenizer import SPECIALS, Tokenizer
 from unveil.encoders import Encoders
@@ -161,7 +161,9 @@ class ImagePlan(Plan):
 
 
 def plan(recipe: AnyRecipe) -> Plan:
-    """Probes the machine (a second) and counts. Raises UserError for a tokenizer file that cannot be read."""
+    """Probes the machine (a second) and counts. Raises UserError for a tokenizer file that cannot be read, and for streams."""
+    if isinstance(recipe, StreamsRecipe):
+        raise UserError("recipe", "is of the family 'streams', whose costs are not counted yet", "train a few steps: --training.steps 20")
     dtype = precision.compute_dtype(recipe.training.dtype, device())
     kind = ImagePlan if isinstance(recipe, GaussianRecipe) else Plan
     return kind(recipe, dtype, precision.peak_flops(dtype, device()))

@@ -28,6 +28,7 @@ from unveil.config import (
     Recipe,
     ScheduleConfig,
     ScoreConfig,
+    StreamsRecipe,
     TextDataConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -193,6 +194,8 @@ def with_data(recipe: A, path: str) -> A:
     """The recipe on a person's own data: other settings stay, of a text's first source too. ``path`` is a file, a folder or ``hub:ID``."""
     if isinstance(recipe, GaussianRecipe):
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **_image_source(path)))
+    if isinstance(recipe, StreamsRecipe):
+        return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, kind="folder", path=str(Path(path).resolve())))
     first, kind = recipe.data.sources[0], _source_kind(path)
     source = dataclasses.replace(first, kind=kind, path=path.removeprefix("hub:") if kind == "hub" else str(Path(path).resolve()))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=(source,)))

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from unveil import recipe as recipes
-from unveil.config import AnyRecipe, GaussianRecipe
+from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe
 from unveil.encoders import Encoders
 from unveil.environment import device, environment
 from unveil.errors import UserError
 from unveil.image_run import ImageRun, ImageTraining
 from unveil.interop import diffusers, foreign, hub, text
+from unveil.stream_run import StreamRun, StreamTraining
 from unveil.text_run import TextRun, TextTraining
 from unveil.trained import Run, Split, Training
 from unveil.training import final, precision
@@ -57,7 +58,12 @@ def load(path: str | Path) -> Run:
     if not isinstance(tree, dict):
         raise UserError(str(folder / final.CONFIG), "is corrupted: 'recipe' is not in it", "copy final/ from where it was trained")
     recipe = recipes.parse(tree)
-    return _ready(ImageRun.read(path, folder, recipe, config) if isinstance(recipe, GaussianRecipe) else TextRun.read(path, folder, recipe))
+    match recipe:
+        case GaussianRecipe():
+            return _ready(ImageRun.read(path, folder, recipe, config))
+        case StreamsRecipe():
+            return _ready(StreamRun.read(path, folder, recipe, config))
+    return _ready(TextRun.read(path, folder, recipe))
 
 
 def _foreign(path: Path) -> ImageRun:
@@ -95,7 +101,7 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
         chosen = _claim(chosen, directory, resume)
     world.barrier()
     shown = console and world.rank == 0
-    work: Training = (ImageTraining if isinstance(chosen, GaussianRecipe) else TextTraining)(chosen, directory, shown)
+    work: Training = _training(chosen, directory, shown)
     torch.manual_seed(chosen.seed)
     model = work.build().to(device())
     loader = work.loader(world.rank, world.size)
@@ -111,6 +117,15 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
     if world.rank == 0:
         _write_evidence(run, work, trainer)
     return run
+
+
+def _training(recipe: Any, directory: Path, shown: bool) -> Training:
+    match recipe:
+        case GaussianRecipe():
+            return ImageTraining(recipe, directory, shown)
+        case StreamsRecipe():
+            return StreamTraining(recipe, directory, shown)
+    return TextTraining(recipe, directory, shown)
 
 
 # A run directory -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn import functional as F
 
-import unveil
 from unveil.config import AutoregressiveRecipe, DiscreteRecipe, TextDataConfig, TokenizerConfig, TransformerConfig
 from unveil.data.tokenizer import Tokenizer
-from unveil.errors import UserError
-from unveil.interop import decoder, told
+from unveil.interop import told
 from unveil.interop.state import imported
-from unveil.interop.tensors import WEIGHTS, Shards, save
-from unveil.interop.text import kind_of, network, parts, read, write
+from unveil.interop.tensors import WEIGHTS
+from unveil.interop.text import kind_of, network, read, write
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ def test_thumos_rules(videos: tuple[Array, Array, Array]) -> None:
 
 
 def test_anticipation_asks_the_same_video(videos: tuple[Array, Array, Array]) -> None:
-    scores, truth, boundaries = videos
+    _, truth, boundaries = videos
     said = np.random.default_rng(1).random((200, 3, CLASSES))
     for k, found in enumerate(anticipation(said, truth, boundaries), start=1):
-        pairs = [(t, t + k) for a, b in zip(boundaries, boundaries[1:], strict=False) for t in range(a, b) if t + k < b]
+        pairs = [(t, t + k) for a, b in pairwise(boundaries) for t in range(a, b) if t + k < b]
         now, then = (list(part) for part in zip(*pairs, strict=True))
         np.testing.assert_allclose(found.classes, per_frame(said[now, k - 1], truth[then]).classes)
     told = np.stack([np.roll(truth, -k, axis=0) for k in (1, 2)], 1)  # wrong only across the ends of videos

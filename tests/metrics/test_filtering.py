@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def enumerated(chain: Chain, x_TF: Array, ahead: int) -> Array:
     """p(class ``ahead`` chunks after the last | all of ``x_TF``) by adding up every path there is."""
     found = np.zeros(chain.classes)
     for path in product(range(len(chain.label_S)), repeat=len(x_TF) + ahead):
-        p = chain.stationary_S[path[0]] * np.prod([chain.transition_SS[a, b] for a, b in zip(path, path[1:], strict=False)])
+        p = chain.stationary_S[path[0]] * np.prod([chain.transition_SS[a, b] for a, b in pairwise(path)])
         for state, x_F in zip(path, x_TF, strict=False):
             p *= np.exp(-0.5 * np.square(x_F - chain.means_EF[chain.emission_S[state]]).sum())
         found[chain.label_S[path[-1]]] += p

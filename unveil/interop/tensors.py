@@ -35,7 +35,7 @@ class Shards(Mapping[str, Tensor]):
                 raise UserError(str(file), "is missing", "take the whole download, with its safetensors") from None
             except (SafetensorError, OSError) as error:
                 raise UserError(str(file), f"is truncated or corrupted ({error})", "download it again") from None
-            for name in handle.keys():  # noqa: SIM118  (the handle itself does not iterate)
+            for name in handle.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118  (the handle itself does not iterate)
                 if name in self._places:
                     raise UserError(str(file), f"weight '{name}' lies in {self._places[name][0].name} too", "take one download alone")
                 self._places[name] = (file, handle)

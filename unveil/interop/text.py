@@ -171,7 +171,7 @@ def _vocabulary(folder: Path, given: Mapping[str, Any], kind: str, size: int) ->
     def special(name: str, *spare: Any) -> Any:
         text = named.get(f"{name}_token")
         text = text.get("content") if isinstance(text, Mapping) else text
-        ids = [tokens.get(text), given.get(f"{name}_token_id"), *spare]
+        ids = [tokens.get(str(text)), given.get(f"{name}_token_id"), *spare]
         return next((i[0] if isinstance(i, list) and i else i for i in ids if i is not None), None)
 
     end = special("eos", tokens.get("<|endoftext|>"))

@@ -7,6 +7,7 @@ Shape letters: T chunks of all videos end to end, C classes, K chunks ahead, V v
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ def average_precision(scores_TC: Array, positives_TC: Array, calibrated: bool = 
     """Of each column: the mean over its positives of the precision among all chunks that score as high, float64 ``[C]``.
 
     Equal scores are one rank, as in scikit-learn's ``average_precision_score``. ``calibrated`` weights true positives by w = negatives /
-    positives, w TP / (w TP + FP), so that chance is one half at any prior (De Geest et al. 2016, equation 2). NaN without positives.
+    positives, w TP / (w TP + FP), so that chance is one half at any prior (De Geest et al. 2016). NaN without positives.
     Raises ValueError where shapes differ or a score is NaN.
     """
     scores, positives = np.asarray(scores_TC), np.asarray(positives_TC, dtype=bool)
@@ -106,7 +107,7 @@ def instances(truth_TC: Array, boundaries: Array, ignored: Collection[int] = ())
 def tenths(length: int) -> list[tuple[int, int]]:
     """Every chunk in exactly one portion, by its middle; an instance shorter than ten chunks has portions without any."""
     cuts = np.ceil(np.arange(PORTIONS + 1) * length / PORTIONS - 0.5).astype(int).tolist()
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 def lstr_tenths(length: int) -> list[tuple[int, int]]:
@@ -119,7 +120,7 @@ def lstr_tenths(length: int) -> list[tuple[int, int]]:
 def per_portion(
     scores_TC: Array, truth_TC: Array, boundaries: Array, ignored: Collection[int] = (), calibrated: bool = True, cut: Cut = tenths
 ) -> list[Precision]:
-    """For each tenth of the actions' lengths: their chunks in it against all chunks without the class (De Geest et al. 2016, section 5).
+    """For each tenth of the actions' lengths: their chunks in it against all chunks without the class (De Geest et al. 2016).
 
     It shows how much of an action a detector must have seen."""
     truth, scores = np.asarray(truth_TC, dtype=bool), np.asarray(scores_TC)

@@ -58,9 +58,12 @@ def onsets(truth_TC: Array, boundaries: Array, ignored: Collection[int] = ()) ->
 
 
 def point_average_precision(detected: Points, true: Points, tolerance: int, classes: int) -> Array:
-    """Point-level AP of each class ``[C]`` (Shou et al. 2018, section 4.1): the most confident detection first, each takes the nearest onset
-    of its class and video that is left and at most ``tolerance`` chunks off, or is false. AP is the mean over onsets of the precision at
-    the rank that found them, 0 for one never found; NaN for a class without onsets."""
+    """Point-level AP of each class ``[C]`` (Shou et al. 2018).
+
+    The most confident detection first, each takes the nearest onset of its class and video that is left and at most ``tolerance`` chunks
+    off, or is false. AP is the mean over onsets of the precision at the rank that found them, 0 for one never found; NaN for a class
+    without onsets.
+    """
     found = np.full(classes, np.nan)
     for c in np.unique(true.label):
         mine, open_ = np.flatnonzero(detected.label == c), np.flatnonzero(true.label == c)

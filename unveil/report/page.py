@@ -130,6 +130,7 @@ def _charts(runs: Sequence[RunReport]) -> Iterator[tuple[str, Chart | None]]:
     for unit, y_label, key, title, score in (
         ("tokens", "nats per token", "eval/bits_per_byte", "Held-out text during training", "bits per byte"),
         ("images", "weighted squared error", "eval/loss", "Held-out images during training", "weighted squared error"),
+        ("chunks", "nats per window", "eval/present", "Held-out windows during training", "nats of the present"),
     ):
         counted = [run for run in runs if run.unit == unit]
         losses: list[Series] = [(run.name, run.loss[0], smooth(run.loss[1])) for run in counted]

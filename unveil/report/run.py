@@ -59,7 +59,7 @@ class RunReport:
     @property
     def unit(self) -> str:
         """What the trainer counted."""
-        return "images" if self.recipe.get("family") == "gaussian" else "tokens"
+        return {"gaussian": "images", "streams": "chunks"}.get(self.recipe.get("family", ""), "tokens")
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Tokens (or images) seen and the value, for the rows of the log that have it."""

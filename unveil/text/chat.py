@@ -107,7 +107,7 @@ class JinjaTemplate:
 
 
 def chat_template(folder: Path) -> ChatTemplate:
-    """The template of a model's folder: LLaDA's own, else ``chat_template.jinja``, else that of ``tokenizer_config.json``, else the plain one.
+    """The template of a model's folder: LLaDA's own, ``chat_template.jinja``, that of ``tokenizer_config.json``, or else the plain one.
 
     Raises UserError for a file that is no JSON object, or where several templates are named and none is ``default``.
     """

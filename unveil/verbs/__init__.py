@@ -11,6 +11,7 @@ from unveil.verbs.judging import Doctor, Evaluate, Report
 from unveil.verbs.making import Data, Demo, Inspect, Plan, Prepare, Train
 from unveil.verbs.scaling import FitScale, PlanScale, Scaling, SweepScale
 from unveil.verbs.shared import Overrides
+from unveil.verbs.streaming import Stream
 from unveil.verbs.uncovering import Chat, Sample
 
 __all__ = [
@@ -31,8 +32,9 @@ __all__ = [
     "Report",
     "Sample",
     "Scaling",
+    "Stream",
     "SweepScale",
     "Train",
 ]
 
-VERBS = (Train, Sample, Chat, Evaluate, Average, Convert, Report, Data, Demo, Plan, Scaling, Doctor)
+VERBS = (Train, Sample, Chat, Stream, Evaluate, Average, Convert, Report, Data, Demo, Plan, Scaling, Doctor)

@@ -14,7 +14,7 @@ from unveil.verbs.shared import OfRun, Overrides, no_settings, numbers, table
 
 @dataclass(frozen=True)
 class Evaluate(OfRun):
-    """Score a run: held-out text in bits per byte; images by their distance to real ones, at any number of network evaluations."""
+    """Score a run: held-out text in bits per byte, images by their distance to real ones, streams by mean average precision."""
 
     split: Literal["validation", "test"] = "validation"
     tokens: int | None = None
@@ -47,11 +47,15 @@ class Evaluate(OfRun):
         from unveil.families import EXACT
         from unveil.image_run import ImageRun
         from unveil.run import load
+        from unveil.stream_run import StreamRun
 
         no_settings(overrides, "evaluate")
         run = load(self.path)
         if isinstance(run, ImageRun):
             self._images(run)
+            return
+        if isinstance(run, StreamRun):
+            self._streams(run)
             return
         if self.data:
             raise UserError("--data", "is for images, this is a run of text", "leave it out")
@@ -65,6 +69,19 @@ class Evaluate(OfRun):
         print(
             f"{bits.tokens:,} tokens, {bits.bytes:,} bytes in {bits.sequences:,} sequences; a document's end costs {bits.ending:.2f} bits"
         )
+
+    def _streams(self, run: Any) -> None:
+        import json
+        from dataclasses import asdict
+
+        from unveil.stream_run import record
+
+        found = run.evaluate(self.split)
+        record(run, found)
+        if self.json:
+            print(json.dumps({"split": self.split, **asdict(found)}))
+            return
+        table(found.lines())
 
     def _images(self, run: Any) -> None:
         import json

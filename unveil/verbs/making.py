@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import subcommand
 
 from unveil.errors import UserError
-from unveil.verbs.shared import Overrides, WithRecipe, memory_answered, no_settings, table
+from unveil.verbs.shared import Overrides, WithRecipe, memory_answered, no_settings, no_streams, table
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Train(WithRecipe):
         with memory_answered(recipe):
             train(recipe, directory, self.resume)
         if os.environ.get("RANK", "0") == "0":  # torchrun starts this on every rank
-            print(f"\nThe run is in {directory}. Next:\n  unveil sample {directory} --watch\n  unveil report {directory}")
+            look = "stream {}" if recipe.family == "streams" else "sample {} --watch"
+            print(f"\nThe run is in {directory}. Next:\n  unveil {look.format(directory)}\n  unveil report {directory}")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Prepare(WithRecipe):
         from unveil.corpora import prepared, prepared_images
 
         config = self.chosen(overrides).data
+        no_streams(config)
         if isinstance(config, ImageDataConfig):
             found = prepared_images(config)
             print(f"{found.folder}: " + ", ".join(f"{len(index):,} {part}" for part, index in found.parts.items()) + " images")
@@ -82,6 +84,7 @@ class Inspect(WithRecipe):
         from unveil.corpora import described, described_images, prepared, prepared_images
 
         config = self.chosen(overrides).data
+        no_streams(config)
         if isinstance(config, ImageDataConfig):
             table(described_images(prepared_images(config)))
             return

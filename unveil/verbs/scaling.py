@@ -64,7 +64,8 @@ class PlanScale:
                 table([(f"by {other.name}", f"M = {other.scale(compute):.4g}, D = {other.tokens(compute):.4g}")])
         for name, part in (("M and D", rule.scale), ("learning rate, batch", rule.lr)):
             if (times := part.beyond(compute)) > 1:
-                table([("extrapolated", f"{name}: {times:,.3g} times outside {part.low:.2g} to {part.high:.2g} FLOPs, where they were fitted")])
+                fitted = f"{part.low:.2g} to {part.high:.2g} FLOPs, where they were fitted"
+                table([("extrapolated", f"{name}: {times:,.3g} times outside {fitted}")])
         if self.out:
             Path(self.out).write_text(recipes.dumps(choice.recipe), encoding="utf-8")
             print(f"\nThe recipe is in {self.out}. Next:\n  unveil train {self.out}")
@@ -207,17 +208,16 @@ def _positive(field: str, text: str) -> list[float]:
 
 def _lines(recipe: Any, base: str) -> str:
     """What the budget decided, as lines of a recipe."""
+    import tomli_w
+
     m, d, o, t = recipe.model, recipe.data, recipe.optimizer, recipe.training
     sections = {
         "data": {"packing_length": d.packing_length},
         "model": {"width": m.width, "depth": m.depth, "heads": m.heads, "kv_heads": m.kv_heads, "head_width": 0, "hidden": m.hidden},
-        "optimizer": {"lr": o.lr, "beta1": o.beta1, "beta2": o.beta2, "weight_decay": o.weight_decay, "clip": o.clip},
+        "optimizer": {"kind": "adamw", "lr": o.lr, "beta1": o.beta1, "beta2": o.beta2, "weight_decay": o.weight_decay, "clip": o.clip},
         "training": {"steps": t.steps, "packs": t.packs, "minutes": 0.0},
     }
-    parts = [f'base = "{base}"']
-    for name, keys in sections.items():
-        parts += [f"\n[{name}]", *(['kind = "adamw"'] if name == "optimizer" else []), *(f"{key} = {value!r}" for key, value in keys.items())]
-    return "\n".join(parts)
+    return "\n\n".join([f'base = "{base}"', tomli_w.dumps(sections).strip()])
 
 
 def _columns(rows: list[tuple[str, ...]]) -> None:

@@ -73,3 +73,11 @@ def memory_answered(recipe: Any) -> Iterator[None]:
 def table(rows: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         print(f"{name:<22} {value}", flush=True)
+
+
+def no_streams(config: Any) -> None:
+    """Raises UserError for the data section of a recipe on streams, which need no preparation."""
+    from unveil.config import StreamDataConfig
+
+    if isinstance(config, StreamDataConfig):
+        raise UserError("recipe", "is of the family 'streams', whose features need no preparation", "train it")

@@ -45,6 +45,8 @@ class Sample(OfRun):
         from unveil.watch import printable, watch
 
         run = load(self.path).with_sampler(**settings)
+        if run.recipe.family == "streams":
+            raise UserError(self.path, "is a run on streams, which are followed, not sampled", f"write `unveil stream {self.path}`")
         if isinstance(run, ImageRun):
             with memory_answered(None):
                 self._images(run)
@@ -107,5 +109,5 @@ class Chat(OfRun):
 
         run = load(self.path).with_sampler(**settings)
         if not isinstance(run, TextRun):
-            raise UserError(self.path, "is a run of images, which do not talk", "give a run of text")
+            raise UserError(self.path, "is no run of text, it does not talk", "give one of text")
         talk(run, self.seed)
