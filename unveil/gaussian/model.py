@@ -28,7 +28,7 @@ from unveil.nn.unet import UNet
 
 Shape = tuple[int, int, int]
 COMPILE_SECONDS = 1.0
-"""For each layer of a network, on two CPU cores: minutes for a UNet."""
+"""For each layer of a network: a rough guess, minutes for a UNet, never measured layer by layer."""
 OPTIONS = ("beta_min", "beta_max", "table", "t_min", "t_max")
 """Settings of some paths."""
 
