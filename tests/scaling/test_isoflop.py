@@ -67,6 +67,13 @@ def test_ninety_percent_intervals_hold_the_truth_that_often(shift: float) -> Non
     assert np.mean([f.scale_exponent.high - f.scale_exponent.low for f in fits]) < 0.25
 
 
+def test_two_budgets_have_the_noise_of_their_parabolas_alone() -> None:
+    """Where no scatter about the law can be seen, the residuals alone must give the width."""
+    two = [sweep(0.52, 0.003, seed, 7) for seed in range(60)]
+    fits = [fit(Sweep("two", "discrete", [p for p in s.points if p.compute < 2e14], []), 300) for s in two]
+    assert sum(f.scale_exponent.low <= 0.52 <= f.scale_exponent.high for f in fits) >= 43
+
+
 def test_runs_on_disk_give_their_law(tmp_path: Path) -> None:
     choices = isoflop(BASE, BUDGETS, [0.25, 0.5, 1, 2, 4], DEEPSEEK)
     write(choices, tmp_path / "sweep", bowl(0.5, 3))
