@@ -26,6 +26,7 @@ from unveil.gaussian.level import Level
 from unveil.nn.head import CHUNK_ELEMENTS
 from unveil.nn.packed import Packed
 from unveil.text.vocabulary import Vocabulary
+from unveil.text_run import flops_per_token
 from unveil.training import precision
 
 UTILISATION = 0.35
@@ -63,8 +64,7 @@ class Plan:
     @cached_property
     def flops_per_token(self) -> float:
         """Forward and backward, at sequences as long as the context: the most that packing gives."""
-        context = self.recipe.data.context
-        return float(self.network.flops_per_token(context / 2 if self.recipe.family == "autoregressive" else context))  # type: ignore[operator]
+        return flops_per_token(self.recipe, self.network)
 
     @property
     def tokens(self) -> int:

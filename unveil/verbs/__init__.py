@@ -6,6 +6,7 @@ Whatever is heavy is imported by the verb that needs it.
 from __future__ import annotations
 
 from unveil.verbs.averaging import Average
+from unveil.verbs.comparing import Compare
 from unveil.verbs.converting import Convert
 from unveil.verbs.judging import Doctor, Evaluate, Report
 from unveil.verbs.making import Data, Demo, Inspect, Plan, Prepare, Train
@@ -18,6 +19,7 @@ __all__ = [
     "VERBS",
     "Average",
     "Chat",
+    "Compare",
     "Convert",
     "Data",
     "Demo",
@@ -37,4 +39,4 @@ __all__ = [
     "Train",
 ]
 
-VERBS = (Train, Sample, Chat, Stream, Evaluate, Average, Convert, Report, Data, Demo, Plan, Scaling, Doctor)
+VERBS = (Train, Sample, Chat, Stream, Evaluate, Compare, Average, Convert, Report, Data, Demo, Plan, Scaling, Doctor)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, subcommand
 
 from unveil.errors import UserError
-from unveil.verbs.shared import Overrides, no_settings, table
+from unveil.verbs.shared import Overrides, columns, no_settings, table
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class SweepScale:
             return _flops(choice, vocabulary) / rate
 
         corpus = sum(int(store.lengths.sum()) for store in prepared(recipe.data).splits["train"])
-        _columns(list(sweep.described(choices, out, seconds, corpus)))
+        columns(list(sweep.described(choices, out, seconds, corpus)))
         left = sum(seconds(choice) for name, choice in choices.items() if not sweep.finished(out, name)) / self.workers
         print(f"{len(choices)} runs, about {left / 60:.1f} min of training left", flush=True)
         if self.dry:
@@ -218,9 +218,3 @@ def _lines(recipe: Any, base: str) -> str:
         "training": {"steps": t.steps, "packs": t.packs, "minutes": 0.0},
     }
     return "\n\n".join([f'base = "{base}"', tomli_w.dumps(sections).strip()])
-
-
-def _columns(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]), flush=True)

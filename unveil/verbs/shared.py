@@ -75,6 +75,13 @@ def table(rows: Iterable[tuple[str, str]]) -> None:
         print(f"{name:<22} {value}", flush=True)
 
 
+def columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows of cells under each other, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]), flush=True)
+
+
 def no_streams(config: Any) -> None:
     """Raises UserError for the data section of a recipe on streams, which need no preparation."""
     from unveil.config import StreamDataConfig

@@ -1,0 +1,101 @@
+"""Paradigms at equal compute: the same FLOPs to each, one seed beside another, gone on with and not trained twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unveil import recipe as recipes
+from unveil.comparison import FILE, Score, compared, table
+from unveil.config import BlockConfig, DiscreteRecipe
+from unveil.errors import UserError
+from unveil.families import family
+from unveil.nn.block_diffusion import two_stream
+from unveil.text.vocabulary import Vocabulary
+from unveil.text_run import flops_per_token
+
+TINY = [
+    ("model.width", "16"), ("model.depth", "2"), ("model.heads", "2"), ("data.context", "16"), ("data.packing_length", "64"),
+    ("training.compile", "off"), ("training.dtype", "float32"), ("evaluation.draws", "1"),
+]  # fmt: skip
+VOCABULARY = Vocabulary(40, 0, 1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "verse.txt"
+    path.write_text("".join(random.Random(0).choices("abcdefgh \n", k=4000)), encoding="utf-8")
+    return path
+
+
+def chosen(name: str, corpus: Path, cache: Path) -> object:
+    return recipes.with_overrides(recipes.with_data(recipes.load(name), str(corpus)), [*TINY, ("data.cache", str(cache))])
+
+
+def test_every_paradigm_spends_the_compute_and_is_scored_once(corpus: Path, tmp_path: Path) -> None:
+    both = {name: chosen(name, corpus, tmp_path) for name in ("shakespeare-ar", "bd3-shakespeare")}
+    said: list[str] = []
+    spend = {"compute": 3e8, "seeds": 2, "texts": 2, "tokens": 200, "say": said.append}
+    scores = compared(both, tmp_path / "out", **spend)  # type: ignore[arg-type]
+    assert [(s.recipe, s.seed, s.bound) for s in scores[:2]] == [("shakespeare-ar", 0, False), ("bd3-shakespeare", 0, True)]
+    for score in scores:
+        assert score.flops == pytest.approx(3e8, rel=0.1)
+        assert score.perplexity > 1 and score.entropy > 0 and 0 < score.bits_per_byte < 20
+    assert scores[0].tokens > 1.3 * scores[1].tokens, "block diffusion reads a text twice"
+    judge = tmp_path / "out" / "shakespeare-ar-2"
+    assert (judge / "final").is_dir(), "the judge is none of those compared"
+    page = json.loads((tmp_path / "out" / "shakespeare-ar-0" / "evidence.json").read_text())
+    assert any(view["title"] == "Paradigms at equal compute" for view in page["views"])
+
+    told = len(said)
+    kept = json.loads((tmp_path / "out" / FILE).read_text())
+    (tmp_path / "out" / FILE).write_text(json.dumps(kept[:-1]))
+    assert compared(both, tmp_path / "out", **spend) == scores  # type: ignore[arg-type]
+    assert len(said) == told + 1, "only what was missing is scored again"
+
+
+def test_two_streams_cost_what_is_counted() -> None:
+    """Against the matrix products of a forward pass, counted by torch, attention aside."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from unveil.nn.packed import Packed
+
+    recipe = recipes.with_overrides(recipes.load("bd3-shakespeare"), TINY)
+    assert isinstance(recipe, DiscreteRecipe) and isinstance(recipe.objective, BlockConfig)
+    model = family(recipe, VOCABULARY).build()
+    batch = Packed.of([torch.randint(6, 40, (16,))])
+    with FlopCounterMode(display=False) as counter:
+        model.head(two_stream(model, batch, batch.tokens_T, 4))  # type: ignore[operator, arg-type]
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op)) / 16
+    config = replace(recipe, data=replace(recipe.data, context=0), objective=replace(recipe.objective, block=0))
+    assert flops_per_token(config, model) == pytest.approx(3 * products, rel=1e-9)
+
+
+def test_the_table_tells_seeds_from_texts() -> None:
+    rows = [Score("a", seed, True, 1e9, 1000, bits, 0.01, 1.0, 5.0, 2.0) for seed, bits in enumerate((2.0, 2.2))]
+    (name, _, _, bits, seeds, texts, *_), *others = table([*rows, replace(rows[0], recipe="b", bound=False)]).rows
+    assert (name, bits, seeds, texts) == ("a", "≤ 2.1000", f"{0.2 / math.sqrt(2) / math.sqrt(2):.4f}", "0.0100")
+    assert others[0][3:5] == ["2.0000", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("names", "compute", "word"),
+    [((), 1e9, "none given"), (("ddpm-digits",), 1e9, "only recipes of text"), (("shakespeare-ar",), 1.0, "buys no step")],
+)
+def test_what_cannot_be_compared(names: tuple[str, ...], compute: float, word: str, corpus: Path, tmp_path: Path) -> None:
+    both = {name: recipes.load(name) if name == "ddpm-digits" else chosen(name, corpus, tmp_path) for name in names}
+    with pytest.raises(UserError, match=word):
+        compared(both, tmp_path, compute=compute, seeds=1, texts=0, tokens=0, say=print)  # type: ignore[arg-type]
+
+
+def test_different_data_are_refused(corpus: Path, tmp_path: Path) -> None:
+    one = chosen("shakespeare-ar", corpus, tmp_path)
+    other = recipes.with_overrides(chosen("mdlm-shakespeare", corpus, tmp_path), [("data.context", "32")])
+    with pytest.raises(UserError, match="different data"):
+        compared({"one": one, "other": other}, tmp_path, compute=1e9, seeds=1, texts=0, tokens=0, say=print)  # type: ignore[arg-type, dict-item]
