@@ -35,6 +35,7 @@ def test_every_verb_parses() -> None:
         "data inspect tiny": verbs.Data(verbs.Inspect("tiny")),
         "demo": verbs.Demo(),
         "plan tiny --memory 1GiB": verbs.Plan("tiny", memory="1GiB"),
+        "compare a b --compute 3e12 --seeds 3 --texts 0": verbs.Compare(("a", "b"), compute=3e12, seeds=3, texts=0),
         "average run --width 0.08 --step 5": verbs.Average("run", width=0.08, step=5),
         "convert run folder --to diffusers": verbs.Convert("run", "folder", to="diffusers"),
         "scaling plan --compute 1e20": verbs.Scaling(verbs.PlanScale(compute="1e20")),
