@@ -93,8 +93,8 @@ def test_what_is_seen_is_decoded(run: ImageRun) -> None:
     assert torch.equal(run.generate(3, seed=5), decoded)
     shown = np.clip(np.rint((decoded.numpy() + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.abs(last.images.astype(int) - shown).max() <= 1
-    assert Image.open(io.BytesIO(last.png())).size == (17, 17)
-    assert Image.open(run.path / "samples" / "step-00000002.png").size == (71, 71)
+    assert Image.open(io.BytesIO(last.png())).size == (510, 510)
+    assert Image.open(run.path / "samples" / "step-00000002.png").size == (497, 497)
 
 
 def test_words_are_told(run: ImageRun) -> None:
@@ -133,7 +133,7 @@ def test_images_are_encoded_on_the_way_in(run: ImageRun, folder: Path) -> None:
 def test_the_command_line_knows_them(folder: Path, run: ImageRun, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = str(tmp_path / "a.png")
     cli.main(["sample", str(run.path), "--prompt", "a red square", "--num", "4", "--sampler.guidance", "2", "--out", out])
-    assert Image.open(out).size == (17, 17)
+    assert Image.open(out).size == (510, 510)
     cli.main(["data", "inspect", str(folder / "my.toml"), "--data.cache", str(folder / "cache")])
     said = capsys.readouterr().out
     assert "4 x 4, 4 channels" in said and "a blue square" in said and "8 x 8 pixels, RGB" in said

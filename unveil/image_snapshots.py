@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.data.images import levels
-from unveil.data.png import png, tiled
+from unveil.data.png import magnified, png, tiled
 from unveil.family import ImageRequest, ImageRow
 from unveil.gaussian.family import Gaussian
 from unveil.plane import PLANE, raster, scatter
@@ -52,8 +52,8 @@ class ImageSnapshot:
         return levels(self.decode(seen) if self.decode else seen).movedim(1, -1).cpu().numpy()
 
     def png(self, columns: int = 0) -> bytes:
-        """All images on one sheet, as a PNG file; as many columns as rows unless told otherwise."""
-        return png(self.sheet(columns))
+        """All images on one sheet, as a PNG file, small ones magnified; as many columns as rows unless told otherwise."""
+        return png(magnified(self.sheet(columns)))
 
     def sheet(self, columns: int = 0) -> Array:
         """The same as pixels, uint8 ``[H, W, C]``; points as a scatter plot."""

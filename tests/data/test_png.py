@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unveil.data.png import png, tiled
+from unveil.data.png import magnified, png, tiled
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -22,3 +22,12 @@ def test_tiles_stand_in_reading_order() -> None:
     assert sheet.shape == (5, 11, 1)
     assert sheet[0, :, 0].tolist() == [0, 0, 0, 128, 1, 1, 1, 128, 2, 2, 2]
     assert sheet[3, :, 0].tolist() == [3, 3, 3, 128, 4, 4, 4, 128, 128, 128, 128] and (sheet[2] == 128).all()
+
+
+def test_small_pictures_are_magnified_by_a_whole_number_and_large_ones_left_alone() -> None:
+    small = np.arange(2 * 3, dtype=np.uint8).reshape(2, 3, 1)
+    large = magnified(small, 10)
+    assert large.shape == (6, 9, 1)
+    np.testing.assert_array_equal(large[::3, ::3], small)
+    np.testing.assert_array_equal(large[2::3, 2::3], small)
+    assert magnified(np.zeros((600, 4, 3), np.uint8)).shape == (600, 4, 3)

@@ -34,3 +34,9 @@ def tiled(images: Array, columns: int, gap: int = 1) -> Array:
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def magnified(pixels: Array, least: int = 512) -> Array:
+    """Every pixel of ``[H, W, C]`` as a square of the most pixels that leave the longer side at ``least`` or below."""
+    times = max(1, least // max(pixels.shape[:2]))
+    return pixels.repeat(times, 0).repeat(times, 1)

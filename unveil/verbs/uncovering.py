@@ -83,13 +83,18 @@ class Sample(OfRun):
             hole = numbers("--hole", self.hole, 4)
             snapshots = run.inpaint(run.image(self.inpaint), hole, num=num, seed=self.seed, **told)
         elif self.invert is not None:
-            snapshots = run.reconstruct(run.image(self.invert), **told)
+            known = run.image(self.invert)
+            snapshots = run.reconstruct(known, **told)
         else:
             snapshots = run.sample(num, seed=self.seed, **told)
         if self.watch:
             last = watch_images(snapshots)
         else:
             *_, last = snapshots
+        if self.invert is not None:
+            print(
+                f"largest difference from what was given: {abs(last.x[0] - known).max():.3f}, where values go from -1 to 1", file=sys.stderr
+            )
         out = Path(self.out or Path(self.path) / "samples.png")
         out.write_bytes(last.png(8 if self.between is not None else 0))
         print(out.resolve().as_uri())
