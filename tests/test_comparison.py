@@ -48,6 +48,7 @@ def test_every_paradigm_spends_the_compute_and_is_scored_once(corpus: Path, tmp_
         assert score.flops == pytest.approx(3e8, rel=0.1)
         assert score.perplexity > 1 and score.entropy > 0 and 0 < score.bits_per_byte < 20
     assert scores[0].tokens > 1.3 * scores[1].tokens, "block diffusion reads a text twice"
+    assert scores[0].bits_per_byte != scores[2].bits_per_byte, "another seed is another run"
     judge = tmp_path / "out" / "shakespeare-ar-2"
     assert (judge / "final").is_dir(), "the judge is none of those compared"
     page = json.loads((tmp_path / "out" / "shakespeare-ar-0" / "evidence.json").read_text())

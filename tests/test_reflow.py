@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def test_a_reflowed_run_resumes_to_the_same_weights_and_teaches_the_next(home: P
     straight = unveil.train(student(home), home / "straight", console=False)
     parts = sorted((home / "straight" / "pairs").iterdir())
     assert len(parts) == 3
+    noise = torch.cat([load_file(part)["noise"] for part in parts])
+    assert len(noise) == 20 and len(noise.unique(dim=0)) == 20, "every pair begins in noise of its own"
 
     whole = Trainer._after_step
 
@@ -104,6 +107,16 @@ def test_pairs_are_the_same_at_any_number_of_ranks_and_begin_at_the_teacher(home
         teacher = reflow.Teacher.read(student(home), work.prepared)
         made = teacher.family.transport(teacher.model, noise["eps"], 2, told).data
         torch.testing.assert_close(made.cpu(), batch.x_NCHW, rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_pairs_as_the_recipe_does_not_tell_their_class_are_made_without_one(home: Path, tmp_path: Path) -> None:
+    work = ImageTraining(student(home), tmp_path, False)
+    base = student(home)
+    recipe = replace(base, objective=replace(base.objective, pairs=2000, class_dropout=0.25))
+    labels = reflow.pair_labels(recipe, work.prepared)
+    assert (labels == 10).mean() == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 2000) ** 0.5)
+    assert set(labels.tolist()) <= {*work.prepared.store.labels[work.prepared.parts["train"]].tolist(), 10}
+    assert len(reflow.pair_labels(student(home, **{"objective.conditional": "false"}), work.prepared)) == 0
 
 
 def test_an_average_of_another_width_is_near_that_of_all_weights(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
