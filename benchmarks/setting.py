@@ -11,6 +11,7 @@ from benchmarks.measure import Block, rate
 from unveil.autoregressive.family import Autoregressive
 from unveil.config import AutoregressiveRecipe, NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.environment import device
+from unveil.family import Noise
 from unveil.nn.packed import Packed
 from unveil.text.vocabulary import Vocabulary
 from unveil.training import precision
@@ -38,18 +39,26 @@ def family(model: TransformerConfig, size: int) -> Autoregressive:
 
 def build(model: TransformerConfig, size: int) -> Any:
     """Our network, freshly initialised, computing in the dtype that the trainer's probe chooses here."""
+    return built(family(model, size))
+
+
+def built(kind: Any) -> Any:
+    """The same of any family."""
     torch.manual_seed(0)
-    network = family(model, size).build().to(device())
+    network = kind.build().to(device())
     precision.apply(network, precision.compute_dtype("auto", device()))
     return network
 
 
-def trainer(model: TransformerConfig, size: int, compiled: bool) -> Callable[[Packed], None]:
-    """A whole step on one pack, as ``unveil train`` does it: loss, backward, clip at 1, guard, fused AdamW, deterministic kernels."""
-    network, world = build(model, size), World()
+def trainer(model: TransformerConfig, size: int, compiled: bool, kind: Any = None, noise: Noise | None = None) -> Callable[[Packed], None]:
+    """A whole step on one pack, as ``unveil train`` does it: loss, backward, clip at 1, guard, fused AdamW, deterministic kernels.
+
+    Of another family than ``family``, where ``kind`` and what the loader drew for the pack are given.
+    """
+    network, world = build(model, size) if kind is None else built(kind), World()
     recipe = AutoregressiveRecipe(model=model)
     guard = Guard(world)
-    update = Update(family(model, size), network, Optimizer(network, recipe.optimizer), guard, Window(), recipe, world)
+    update = Update(kind or family(model, size), network, Optimizer(network, recipe.optimizer), guard, Window(), recipe, world)
     if compiled:
         network.compile_blocks()
     network.train()
@@ -58,7 +67,7 @@ def trainer(model: TransformerConfig, size: int, compiled: bool) -> Callable[[Pa
     def step(batch: Packed) -> None:
         nonlocal done
         with deterministic(device()):
-            update([(batch, {})], done, 0, 1.0)
+            update([(batch, noise or {})], done, 0, 1.0)
             guard.read(late=1)
         done += 1
 

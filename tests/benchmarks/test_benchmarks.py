@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import __main__ as command
-from benchmarks import decoding, measure, packing, peer, setting, training_throughput
+from benchmarks import block_diffusion_training, decoding, measure, packing, peer, setting, training_throughput
 from unveil.autoregressive.objective import next_token_loss
 from unveil.config import TransformerConfig
 from unveil.nn.packed import Packed
@@ -210,3 +210,24 @@ def test_the_peer_decodes_what_we_decode() -> None:
     with torch.no_grad():
         theirs.model.embed_tokens.weight.normal_()
     assert decoding.agreement(ours, peer.generator(theirs, texts, 6, compiled=False)()) < 0.9
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_block_diffusion_is_measured_on_the_same_text_as_masked_diffusion(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, torch.Tensor]] = []
+    block_of = setting.block
+
+    def spied(step, batches, amount, repeats=1):  # type: ignore[no-untyped-def]
+        seen.append((step.__qualname__, batches[0].tokens_T))
+        return block_of(step, batches, amount, repeats)
+
+    monkeypatch.setattr(setting, "block", spied)
+    row = block_diffusion_training.row(block, False, MODEL, SIZE, batch=2, length=16, steps=1)
+    assert row.ours > 0 and row.peer > 0 and row.floor is None
+    assert len(seen) == 2 and torch.equal(seen[0][1], seen[1][1])
+
+
+def test_the_noise_of_blocks_has_a_time_for_each_of_them() -> None:
+    kind = block_diffusion_training.family(MODEL, SIZE, block_diffusion_training.BlockConfig(block=4))
+    t_T = block_diffusion_training.drawn(kind, Packed.of(pieces(16, 16)))["t"]
+    assert t_T.shape == (32,) and len(t_T.unique()) == 8
