@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unveil.nn import flex
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 
 TILE = 256
@@ -45,6 +46,8 @@ def attention(
     if q_THE.shape[1] % k_TGE.shape[1]:
         raise ValueError(f"{q_THE.shape[1]} query heads are no multiple of {k_TGE.shape[1]} key heads")
     kind, size = _encode(layout)
+    if q_THE.is_cuda:
+        return flex.packed(q_THE, k_TGE, v_TGE, cu_seqlens, layout, scale or q_THE.shape[-1] ** -0.5)
     out_THE, _ = _attention(q_THE, k_TGE, v_TGE, cu_seqlens, max_seqlen, kind, size, scale or q_THE.shape[-1] ** -0.5)
     return out_THE
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from unveil.nn import flex
 from unveil.nn.attention import TILE, _additive, _flash, _flash_backward, _groups, _merge, _repeat, _rows, _Tile, attention
 from unveil.nn.layout import BlockCausal, BlockDiffusion
 
@@ -35,6 +36,8 @@ def block_diffusion_attention(q_XHE: Tensor, k_XGE: Tensor, v_XGE: Tensor, cu_se
     """
     if q_XHE.shape[1] % k_XGE.shape[1]:
         raise ValueError(f"{q_XHE.shape[1]} query heads are no multiple of {k_XGE.shape[1]} key heads")
+    if q_XHE.is_cuda:
+        return flex.two_copies(q_XHE, k_XGE, v_XGE, cu_seqlens, block)
     k_TGE, clean_k_TGE = k_XGE.chunk(2)
     v_TGE, clean_v_TGE = v_XGE.chunk(2)
     tokens = k_XGE.shape[0] // 2
