@@ -345,10 +345,8 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "average of a run without averages": (lambda p: ["average", str(p.run), "--width", "0.1"], ("no averages", "ema-widths")),
     "average of no such width": (lambda p: ["average", str(p.run), "--width", "0.4"], ("width", "0.4", "0.2887")),
-    "widths of no such averages": (
-        lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"],
-        ("training.ema_widths", "0.5"),
-    ),
+    "initial weights of no run": (lambda p: ["train", "tiny", "--training.initial", "no"], ("training.initial", "no finished run", "end")),
+    "widths of no such averages": (lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"], ("training.ema_widths", "0.5")),
     "no seeds": (lambda p: ["evaluate", str(p.images), "--seeds", "0"], ("--seeds", "0", "1 or more")),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),
 }

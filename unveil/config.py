@@ -172,6 +172,8 @@ class ScheduleConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     steps: Count = 1000
+    initial: str = ""
+    """A run of text whose weights training begins with; network and tokenizer are that run's."""
     minutes: NonNegative = 0.0
     """If above 0, ``steps`` is set from the measured speed so that training takes about this long."""
     packs: Count = 1

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unveil import initial
 from unveil import recipe as recipes
 from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe
 from unveil.encoders import Encoders
@@ -22,7 +23,7 @@ from unveil.interop import diffusers, foreign, hub, text
 from unveil.stream_run import StreamRun, StreamTraining
 from unveil.text_run import TextRun, TextTraining
 from unveil.trained import Run, Split, Training
-from unveil.training import final, precision
+from unveil.training import checkpoint, final, precision
 from unveil.training.loop import Trainer
 from unveil.training.parallel import World
 
@@ -96,6 +97,7 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
     """
     directory = Path(directory)
     chosen: Any = recipes.with_overrides(recipes.load(recipe), []) if isinstance(recipe, str) else recipes.checked(recipe)
+    chosen = initial.adopted(chosen)
     world = World.join()
     if world.rank == 0:
         chosen = _claim(chosen, directory, resume)
@@ -103,7 +105,10 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
     shown = console and world.rank == 0
     work: Training = _training(chosen, directory, shown)
     torch.manual_seed(chosen.seed)
-    model = work.build().to(device())
+    model = work.build()
+    if chosen.training.initial and not checkpoint.steps(directory / "checkpoints"):
+        initial.give(chosen, model)
+    model = model.to(device())
     loader = work.loader(world.rank, world.size)
     scores: dict[str, Any] = {"evaluate": work.evaluate} if work.scores else {}
     trainer = Trainer(work.family, model, loader, chosen, directory, sample=work.sample, console=console, **scores)
