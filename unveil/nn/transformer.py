@@ -206,7 +206,9 @@ class Transformer(nn.Module):
         """Matrices from N(0, init_std); ``init`` says what becomes of those that write into the residual. Norms are 1, biases 0;
         what tells blocks and output the noise level begins at 0."""
         config = self.config
-        back = {"normal": 1.0, "depth-scaled": (2 * config.depth) ** -0.5, "zero-out": 0.0}[config.init]
+        # where a gate of 0 stands before it already, a matrix of 0 would leave both without a gradient for ever
+        zero = 0.0 if self.level is None else 1.0
+        back = {"normal": 1.0, "depth-scaled": (2 * config.depth) ** -0.5, "zero-out": zero}[config.init]
         for name, p in self.named_parameters():
             if name.endswith(("tell.weight", "bias")):
                 p.zero_()
