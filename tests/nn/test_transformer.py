@@ -152,6 +152,23 @@ def test_named_initialisations() -> None:
     assert stds["zero-out"] == 0
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("init", ["normal", "depth-scaled", "zero-out"])
+def test_everything_learns_from_any_initialisation(init: str, told: bool) -> None:
+    """Two zeros in a row, a gate and a matrix, would keep each other at 0."""
+    torch.manual_seed(0)
+    config = TransformerConfig(width=16, depth=2, heads=2, init=init, time_conditioning=told)  # type: ignore[arg-type]
+    network = Transformer(config, V, Bidirectional())
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = torch.optim.SGD(network.parameters(), 0.5)
+    batch = Packed.of(_sequences(7, 9))
+    for _ in range(4):
+        optimizer.zero_grad()
+        cross_entropy(network.head(network(batch, torch.tensor([0.3, 0.6]))), batch.tokens_T).sum().backward()
+        optimizer.step()
+    assert [name for name, p in network.named_parameters() if torch.equal(p, before[name])] == []
+
+
 def test_weights_keep_their_dtype_while_the_arithmetic_runs_in_another() -> None:
     network = _network(torch.float32)
     network.compute_dtype = torch.bfloat16
