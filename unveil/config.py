@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from unveil.config_deepseek import ExpertsConfig as ExpertsConfig
-from unveil.config_deepseek import LatentConfig as LatentConfig
-from unveil.config_deepseek import YarnConfig as YarnConfig
 from unveil.config_discrete import BlockConfig as BlockConfig
 from unveil.config_discrete import MaskedConfig as MaskedConfig
 from unveil.config_discrete import MaskedSamplerConfig as MaskedSamplerConfig
@@ -118,11 +115,6 @@ class TransformerConfig:
     init: Literal["normal", "depth-scaled", "zero-out"] = "depth-scaled"
     """Matrices N(0, std); ``depth-scaled`` divides the projections back into the residual by sqrt(2 depth); ``zero-out`` zeroes them."""
     init_std: Positive = 0.02
-    latent: LatentConfig = field(default_factory=LatentConfig)
-    yarn: YarnConfig = field(default_factory=YarnConfig)
-    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
-    depths: Natural = 0
-    """Blocks of multi-token prediction after the last one: each looks one token further ahead (DeepSeek-V3, section 2.2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
