@@ -141,6 +141,8 @@ class Curve:
     y_label: str = ""
     section: str = "Training"
     """Under which heading of a page it stands."""
+    log_x: bool = False
+    """Equal ratios of x stand equally far apart."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def record(run: ImageRun, found: Quality) -> None:
     if len(counts) > 1:
         at = {(p.solver, p.evaluations): _value(p.fidelity) for p in found.points}
         lines = {solver: [at.get((solver, count), float("nan")) for count in counts] for solver in solvers}
-        views.append(Curve(QUALITY, counts, lines, "network evaluations per sample", name, "Quality"))
+        views.append(Curve(QUALITY, counts, lines, "network evaluations per sample", name, "Quality", counts[-1] > 8 * counts[0]))
     if found.straightness:
         s = found.straightness
         views.append(

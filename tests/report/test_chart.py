@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from unveil.report.chart import POINTS, bars, draw, short, smooth, ticks
+from unveil.report.chart import POINTS, bars, decades, draw, short, smooth, ticks
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,18 @@ def test_a_flat_line_has_a_place() -> None:
 def test_bars_are_ordered_and_to_scale() -> None:
     made = bars([("short", 1.0, "base", "", 0.0), ("long", 3.9, "run-0", "bound", 0.1)])
     assert [(bar.name, bar.width) for bar in made] == [("long", 97.5), ("short", 25.0)]
+
+
+def test_on_a_logarithmic_axis_equal_ratios_stand_equally_far_apart() -> None:
+    chart = draw("t", [("a", [10, 100, 1000], [1.0, 2.0, 3.0])], log_x=True)
+    assert chart is not None and [point[0] for point in chart.lines[0].points] == [0, 50, 100]
+    assert [(tick.label, tick.at) for tick in chart.x_ticks][::3] == [("10", 0), ("100", 50), ("1 k", 100)]
+    assert all(0 <= tick.at <= 100 for tick in chart.x_ticks)
+    assert [point[2] for point in chart.lines[0].points] == [10, 100, 1000], "the readout tells x itself"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(5, 50, [5, 10, 20, 50]), (1, 1e6, [10**k for k in range(7)]), (18, 35, [20]), (3, 3, [])]
+)
+def test_decades(low: float, high: float, expected: list[float]) -> None:
+    assert decades(low, high) == pytest.approx(expected)

@@ -83,8 +83,18 @@ def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
     return means
 
 
-def draw(title: str, series: Sequence[Series], x_label: str = "", y_label: str = "") -> Chart | None:
-    """Place the lines in the box; points that are not finite are left out. None where no point is left."""
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten from ``low`` to ``high``; the powers alone where these would be more than eight."""
+    powers = [10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    found = [m * power for power in powers for m in (1, 2, 5) if low * (1 - 1e-9) <= m * power <= high * (1 + 1e-9)]
+    return found if len(found) <= 8 else [power for power in powers if low <= power <= high]
+
+
+def draw(title: str, series: Sequence[Series], x_label: str = "", y_label: str = "", log_x: bool = False) -> Chart | None:
+    """Place the lines in the box; points that are not finite are left out. None where no point is left.
+
+    ``log_x``: equal ratios of x, all above 0, stand equally far apart.
+    """
     finite = [(name, _finite(x, y)) for name, x, y in series]
     finite = [(name, points) for name, points in finite if points]
     if not finite:
@@ -97,18 +107,21 @@ def draw(title: str, series: Sequence[Series], x_label: str = "", y_label: str =
     def place(value: float, low: float, high: float) -> float:
         return round(100 * (value - low) / (high - low), 2) if high > low else 50.0
 
+    def across(x: float) -> float:
+        return place(*map(math.log, (x, x_low, x_high))) if log_x else place(x, x_low, x_high)
+
     lines = []
     for name, points in finite:
         kept = points[:: max(1, math.ceil(len(points) / POINTS))]
         kept = kept if kept[-1] == points[-1] else [*kept, points[-1]]
-        placed = [(place(x, x_low, x_high), place(y, y_low, y_high), x, round(y, 4)) for x, y in kept]
+        placed = [(across(x), place(y, y_low, y_high), x, round(y, 4)) for x, y in kept]
         lines.append(Line(name, "M" + "L".join(f"{a:g} {round(100 - b, 2):g}" for a, b, _, _ in placed), placed))
     return Chart(
         title,
         x_label,
         y_label,
         lines,
-        [Tick(place(v, x_low, x_high), short(v)) for v in ticks(x_low, x_high, 4)],
+        [Tick(across(v), short(v)) for v in (decades(x_low, x_high) if log_x else ticks(x_low, x_high, 4))],
         [Tick(place(v, y_low, y_high), short(v)) for v in y_ticks],
     )
 

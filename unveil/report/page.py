@@ -142,7 +142,7 @@ def _charts(runs: Sequence[RunReport]) -> Iterator[tuple[str, Chart | None]]:
             if isinstance(view, Curve):
                 lines = [(name, view.x, y) for name, y in view.y.items()]
                 named = f"{run.name}: {view.title}" if len(runs) > 1 else view.title
-                yield view.section, draw(named, lines, view.x_label, view.y_label)
+                yield view.section, draw(named, lines, view.x_label, view.y_label, view.log_x)
 
 
 def _galleries(runs: Sequence[RunReport]) -> list[Gallery]:
