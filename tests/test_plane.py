@@ -32,7 +32,9 @@ def test_a_field_points_along_its_arrows() -> None:
     at = np.stack(np.meshgrid([-1.0, 0, 1], [-1.0, 0, 1]), -1).reshape(-1, 2)
     right = plane.field(CORNER, at, np.tile([[0.2, 0.0]], (9, 1)))
     long = plane.field(CORNER, at, np.tile([[50.0, 0.0]], (9, 1)))
-    widths = [ink(picture).any(0).sum() for picture in (plane.field(CORNER, at, np.zeros((9, 2)) + 1e-3), right, long)]
+    pictures = (plane.field(CORNER, at, np.zeros((9, 2)) + 1e-3), right, long)
+    # by colour: the grey frame does not stand on the same pixel everywhere
+    widths = [(np.ptp(picture, axis=-1) > 60).any(0).sum() for picture in pictures]
     assert widths[0] < widths[1] < widths[2]
 
 
