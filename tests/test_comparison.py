@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unveil import cli
 from unveil import recipe as recipes
 from unveil.comparison import FILE, Score, compared, table
 from unveil.config import BlockConfig, DiscreteRecipe
@@ -56,9 +57,12 @@ def test_every_paradigm_spends_the_compute_and_is_scored_once(corpus: Path, tmp_
 
     told = len(said)
     kept = json.loads((tmp_path / "out" / FILE).read_text())
-    (tmp_path / "out" / FILE).write_text(json.dumps(kept[:-1]))
+    (tmp_path / "out" / FILE).write_text(json.dumps(kept | {"scores": kept["scores"][:-1]}))
     assert compared(both, tmp_path / "out", **spend) == scores  # type: ignore[arg-type]
     assert len(said) == told + 1, "only what was missing is scored again"
+    for setting, value in (("compute", 4e8), ("texts", 3), ("tokens", 100)):
+        with pytest.raises(UserError, match=rf"--{setting}: is .* was made with"):
+            compared(both, tmp_path / "out", **spend | {setting: value})  # type: ignore[arg-type]
 
 
 def test_two_streams_cost_what_is_counted() -> None:
@@ -82,17 +86,34 @@ def test_the_table_tells_seeds_from_texts() -> None:
     rows = [Score("a", seed, True, 1e9, 1000, bits, 0.01, 1.0, 5.0, 2.0) for seed, bits in enumerate((2.0, 2.2))]
     (name, _, _, bits, seeds, texts, *_), *others = table([*rows, replace(rows[0], recipe="b", bound=False)]).rows
     assert (name, bits, seeds, texts) == ("a", "≤ 2.1000", f"{0.2 / math.sqrt(2) / math.sqrt(2):.4f}", "0.0100")
-    assert others[0][3:5] == ["2.0000", "nan"]
+    assert others[0][3:5] == ["2.0000", ""]
 
 
-@pytest.mark.parametrize(
-    ("names", "compute", "word"),
-    [((), 1e9, "none given"), (("ddpm-digits",), 1e9, "only recipes of text"), (("shakespeare-ar",), 1.0, "buys no step")],
-)
-def test_what_cannot_be_compared(names: tuple[str, ...], compute: float, word: str, corpus: Path, tmp_path: Path) -> None:
-    both = {name: recipes.load(name) if name == "ddpm-digits" else chosen(name, corpus, tmp_path) for name in names}
-    with pytest.raises(UserError, match=word):
-        compared(both, tmp_path, compute=compute, seeds=1, texts=0, tokens=0, say=print)  # type: ignore[arg-type]
+MISTAKES: dict[str, tuple[str, str]] = {
+    "shakespeare-ar --compute 1e9": ("recipes: 1 given", "name at least two"),
+    "shakespeare-ar copy/shakespeare-ar.toml --compute 1e9": ("recipes: two are called 'shakespeare-ar'", "rename a file"),
+    "shakespeare-ar ddpm-digits --compute 1e9": ("'ddpm-digits' is of the family 'gaussian'", "only recipes of text"),
+    "shakespeare-ar llada-python --compute 1e9": ("read different data", "--data"),
+    "shakespeare-ar mdlm-shakespeare --compute 1": ("--compute: 1 buys no step of 'shakespeare-ar'", "give at least"),
+    "shakespeare-ar mdlm-shakespeare --compute -1": ("--compute: got -1.0", "FLOPs above 0"),
+    "shakespeare-ar mdlm-shakespeare --compute 1e9 --seeds 0": ("--seeds: is out of range", "1 or more seeds"),
+    "shakespeare-ar mdlm-shakespeare --compute 1e9 --texts -1": ("--texts: is out of range", "0 or more texts"),
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_gets_one_line(
+    line: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "shakespeare-ar.toml").write_text(recipes.dumps(recipes.load("shakespeare-ar")))
+    data = [] if "python" in line else ["--data", str(corpus), "--data.cache", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["compare", *line.split(), *data])
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and "Traceback" not in said and all(part in said.splitlines()[-1] for part in MISTAKES[line]), said
+    assert not list(tmp_path.glob("runs/comparison/*-0")), "nothing is trained before it is refused"
 
 
 def test_different_data_are_refused(corpus: Path, tmp_path: Path) -> None:

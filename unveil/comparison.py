@@ -59,18 +59,21 @@ def compared(
         tokens: held-out tokens scored at the most, 0 for all.
 
     Raises:
-        UserError: no recipe, one that is not text, one that buys no step, recipes that read different data, or whatever training refuses.
+        UserError: fewer than two recipes, one that is not text, one that buys no step, recipes that read different data, a directory
+            that was made with other settings, or whatever training refuses.
     """
     _alike(recipes)
+    steps = {name: _steps(recipe, name, compute) for name, recipe in recipes.items()}
+    settings = {"compute": compute, "texts": texts, "tokens": tokens}
     jobs = [(name, seed) for seed in range(seeds) for name in recipes]
     exact = [name for name, recipe in recipes.items() if recipe.family in EXACT]
-    found = {(score.recipe, score.seed): score for score in _read(directory)}
-    judge = _trained(recipes[exact[0]], exact[0], seeds, compute, directory) if texts and exact else None
+    found = {(score.recipe, score.seed): score for score in _read(directory, settings)}
+    judge = _trained(recipes[exact[0]], exact[0], seeds, steps[exact[0]], directory) if texts and exact else None
     for name, seed in jobs:
         if (name, seed) not in found:
-            run = _trained(recipes[name], name, seed, compute, directory)
+            run = _trained(recipes[name], name, seed, steps[name], directory)
             found[name, seed] = score = _scored(run, name, seed, judge, texts, tokens)
-            _write(directory, list(found.values()))
+            _write(directory, settings, list(found.values()))
             sign = "<= " if score.bound else ""
             say(f"{name}, seed {seed}: {sign}{score.bits_per_byte:.4f} ± {score.stderr:.4f} bits per byte")
     scores = [found[job] for job in jobs]
@@ -84,7 +87,7 @@ def table(scores: Sequence[Score]) -> Table:
     for name in dict.fromkeys(score.recipe for score in scores):
         own = [score for score in scores if score.recipe == name]
         bits = np.array([score.bits_per_byte for score in own])
-        over = bits.std(ddof=1) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
+        over = f"{bits.std(ddof=1) / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else ""
         sign = "≤ " if own[0].bound else ""
 
         def mean(key: str, own: list[Score] = own) -> float:
@@ -92,13 +95,14 @@ def table(scores: Sequence[Score]) -> Table:
 
         counts = f"{mean('flops'):.3g}", f"{mean('tokens'):,.0f}"
         cost = f"{sign}{bits.mean():.4f}", f"{over:.4f}", f"{mean('stderr'):.4f}", f"{mean('nats_per_token'):.4f}"
-        rows.append([name, *counts, *cost, f"{mean('perplexity'):.2f}", f"{mean('entropy'):.3f}"])
+        read = (f"{mean('perplexity'):.2f}", f"{mean('entropy'):.3f}") if math.isfinite(mean("perplexity")) else ("", "")
+        rows.append([name, *counts, *cost, *read])
     return Table("Paradigms at equal compute", COLUMNS, rows)
 
 
 def _alike(recipes: Mapping[str, TextRecipe]) -> None:
-    if not recipes:
-        raise UserError("recipes", "none given", "name at least two, as shakespeare-ar mdlm-shakespeare")
+    if len(recipes) < 2:
+        raise UserError("recipes", f"{len(recipes)} given", "name at least two, as shakespeare-ar mdlm-shakespeare")
     first, *others = recipes.items()
     for name, recipe in recipes.items():
         if not isinstance(recipe, TextRecipe):
@@ -108,13 +112,16 @@ def _alike(recipes: Mapping[str, TextRecipe]) -> None:
             raise UserError("recipes", f"{name!r} and {first[0]!r} read different data", "give them one [data] section, or --data")
 
 
-def _trained(recipe: TextRecipe, name: str, seed: int, compute: float, directory: Path) -> TextRun:
+def _steps(recipe: TextRecipe, name: str, compute: float) -> int:
     with torch.device("meta"):
         network = family(recipe, prepared(recipe.data).tokenizer.vocabulary).build()
     step = flops_per_token(recipe, network) * recipe.training.packs * recipe.data.packing_length
-    steps = round(compute / step)
-    if steps < 1:
+    if round(compute / step) < 1:
         raise UserError("--compute", f"{compute:.3g} buys no step of {name!r}", f"give at least {step:.2g}")
+    return round(compute / step)
+
+
+def _trained(recipe: TextRecipe, name: str, seed: int, steps: int, directory: Path) -> TextRun:
     chosen = replace(recipe, seed=seed, training=replace(recipe.training, steps=steps, minutes=0.0))
     run = train(chosen, directory / _folder(name, seed), resume=True)
     assert isinstance(run, TextRun)
@@ -141,17 +148,24 @@ def _folder(name: str, seed: int) -> str:
     return f"{Path(name).stem}-{seed}"
 
 
-def _read(directory: Path) -> list[Score]:
+def _read(directory: Path, settings: Mapping[str, float]) -> list[Score]:
     path = directory / FILE
+    if not path.exists():
+        return []
     try:
-        return [Score(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
-    except (ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before, scores = dict(content["settings"]), [Score(**row) for row in content["scores"]]
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(str(path), f"not readable ({error})", "delete it; the runs beside it are scored again") from None
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise UserError(f"--{name}", f"is {value:g} and {path} was made with {before.get(name)}", "give the same, or another --run-dir")
+    return scores
 
 
-def _write(directory: Path, scores: Sequence[Score]) -> None:
+def _write(directory: Path, settings: Mapping[str, float], scores: Sequence[Score]) -> None:
     aside = directory / f"{FILE}.tmp"
-    aside.write_text(json.dumps([asdict(score) for score in scores], indent=1), encoding="utf-8")
+    aside.write_text(json.dumps({"settings": settings, "scores": [asdict(score) for score in scores]}, indent=1), encoding="utf-8")
     os.replace(aside, directory / FILE)
 
 

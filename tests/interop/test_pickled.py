@@ -77,10 +77,15 @@ def test_a_weight_that_is_no_tensor_is_refused_and_not_run(tmp_path: Path) -> No
     [
         ({"step": 3}, "no weights"),
         ([torch.ones(2)], "no weights"),
+        ({"state_dict": {}}, "no weights"),
+        ({"state_dict": {3: torch.ones(2)}}, "no weights"),
+        ({"model": {"first": torch.ones(2, dtype=torch.int8)}}, "numbers of the kind 'CharStorage'"),
+        ({"state_dict": state(), "ema": {"shadow_params": torch.ones(3)}}, "no list of tensors"),
+        ({"state_dict": state(), "ema": {"shadow_params": [1.0, 2.0, 3.0]}}, "no list of tensors"),
         ({"state_dict": state(), "ema": {"shadow_params": [torch.ones(2)]}}, "1 averages for 3 parameters"),
         ({"state_dict": {"first": torch.ones(2)}, "ema": {"shadow_params": [torch.ones(3)]}}, r"average of 'first' has shape \[3\]"),
     ],
-    ids=["none", "a list", "too few averages", "misshapen average"],
+    ids=["none", "a list", "empty", "no name", "bytes", "one average", "numbers", "too few averages", "misshapen average"],
 )
 def test_what_holds_no_whole_network_is_named(content: object, problem: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=problem) as caught:

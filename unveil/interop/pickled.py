@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     content = _content(path)
     weights = content.get("state_dict", content.get("model")) if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not weights or not all(_is_weight(*entry) for entry in weights.items()):
         raise UserError(str(path), "holds no weights under 'state_dict' or 'model'", _REMEDY)
     state = {name.replace(_COMPILED, "").removeprefix("module."): value for name, value in weights.items()}
     average = content.get("ema")
@@ -37,12 +37,18 @@ def read(path: Path) -> dict[str, Tensor]:
     return state if shadows is None else state | _averaged(state, shadows, path)
 
 
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
+
+
 def is_buffer(name: str) -> bool:
     """Whether a name in their state is no parameter: it follows from the settings."""
     return name.endswith(("rotary_emb.inv_freq", "sampling_eps_min", "sampling_eps_max"))
 
 
-def _averaged(state: Mapping[str, Tensor], shadows: list[Tensor], path: Path) -> dict[str, Tensor]:
+def _averaged(state: Mapping[str, Tensor], shadows: object, path: Path) -> dict[str, Tensor]:
+    if not isinstance(shadows, list) or not all(isinstance(shadow, Tensor) for shadow in shadows):
+        raise UserError(str(path), "the averages under 'ema' are no list of tensors", _REMEDY)
     names = [name for name in state if not is_buffer(name)]
     if len(names) != len(shadows):
         raise UserError(str(path), f"{len(shadows)} averages for {len(names)} parameters", _REMEDY)
@@ -64,6 +70,8 @@ def _content(path: Path) -> Any:
                 _, kind, key, _, count = pid
                 if key not in found:
                     raw = bytearray(archive.read(f"{root}data/{key}"))
+                    if kind.__name__ not in _DTYPES:
+                        raise UserError(str(path), f"holds numbers of the kind {kind.__name__!r}", _REMEDY)
                     dtype = _DTYPES[kind.__name__]
                     found[key] = torch.storage.TypedStorage(
                         wrap_storage=torch.frombuffer(raw, dtype=torch.uint8).untyped_storage() if raw else torch.UntypedStorage(0),

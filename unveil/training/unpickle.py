@@ -59,6 +59,8 @@ def load(file: IO[bytes], allowed: Collection[str], source: str, storage: Callab
     """
     try:
         return _Restricted(file, allowed, storage, lenient).load()
+    except UserError:
+        raise
     except pickle.UnpicklingError as e:
         raise UserError(source, f"refused: {e}", "take checkpoints only from whom you trust; get a clean copy") from e
     except Exception as e:  # a damaged pickle fails in any way: EOFError, ValueError, AttributeError, IndexError, UnicodeDecodeError

@@ -49,6 +49,8 @@ class Compare:
             raise UserError(field, "is out of range", "give 1 or more seeds, 0 or more texts and tokens")
         chosen = {}
         for name in self.recipes:
+            if Path(name).stem in chosen:
+                raise UserError("recipes", f"two are called {Path(name).stem!r}", "rename a file: its name says which row is whose")
             recipe = recipes.load(name)
             chosen[Path(name).stem] = recipes.with_overrides(recipes.with_data(recipe, self.data) if self.data else recipe, overrides)
         directory = Path(self.run_dir)
