@@ -94,7 +94,7 @@ def table(scores: Sequence[Score]) -> Table:
             return float(np.mean([getattr(score, key) for score in own]))
 
         counts = f"{mean('flops'):.3g}", f"{mean('tokens'):,.0f}"
-        cost = f"{sign}{bits.mean():.4f}", f"{over:.4f}", f"{mean('stderr'):.4f}", f"{mean('nats_per_token'):.4f}"
+        cost = f"{sign}{bits.mean():.4f}", over, f"{mean('stderr'):.4f}", f"{mean('nats_per_token'):.4f}"
         read = (f"{mean('perplexity'):.2f}", f"{mean('entropy'):.3f}") if math.isfinite(mean("perplexity")) else ("", "")
         rows.append([name, *counts, *cost, *read])
     return Table("Paradigms at equal compute", COLUMNS, rows)
