@@ -23,6 +23,8 @@ from unveil.config_images import ImageDataConfig as ImageDataConfig
 from unveil.config_images import MLPConfig as MLPConfig
 from unveil.config_images import PathConfig as PathConfig
 from unveil.config_images import UNetConfig as UNetConfig
+from unveil.config_latent import LatentConfig as LatentConfig
+from unveil.config_latent import YarnConfig as YarnConfig
 from unveil.config_streams import CausalConfig as CausalConfig
 from unveil.config_streams import OadTRConfig as OadTRConfig
 from unveil.config_streams import RecurrentConfig as RecurrentConfig
@@ -115,6 +117,8 @@ class TransformerConfig:
     init: Literal["normal", "depth-scaled", "zero-out"] = "depth-scaled"
     """Matrices N(0, std); ``depth-scaled`` divides the projections back into the residual by sqrt(2 depth); ``zero-out`` zeroes them."""
     init_std: Positive = 0.02
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    yarn: YarnConfig = field(default_factory=YarnConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from unveil.config import (
     GaussianConfig,
     GaussianRecipe,
     ImageDataConfig,
+    LatentConfig,
     NoiseConfig,
     PathConfig,
     Recipe,
@@ -33,6 +34,7 @@ from unveil.config import (
     TokenizerConfig,
     TransformerConfig,
     UNetConfig,
+    YarnConfig,
 )
 from unveil.errors import UserError, nearest
 from unveil.schema import build, check_ranges, join, override
@@ -99,6 +101,10 @@ def checked(recipe: R) -> R:
                 raise UserError("data.tokenizer.path", "is empty", "give the path of a tokenizer.json")
             case ImageDataConfig():
                 _check_images(section)
+            case TransformerConfig(latent=LatentConfig(width=latent)) if latent:
+                _check_latent(section)
+            case TransformerConfig(yarn=YarnConfig(mscale_all=mscale)) if mscale:
+                raise UserError("model.yarn.mscale_all", f"{mscale:g} without latent attention", "set it to 0, or give model.latent.width")
             case TransformerConfig(width=width, heads=heads, head_width=0) if width % (2 * heads):
                 raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
             case TransformerConfig(head_width=head_width) if head_width % 2:
@@ -136,6 +142,18 @@ def checked(recipe: R) -> R:
     if isinstance(recipe, DiscreteRecipe):
         _check_discrete(recipe)
     return recipe
+
+
+def _check_latent(model: TransformerConfig) -> None:
+    """That nothing of grouped-query attention is asked of it."""
+    latent = model.latent
+    if latent.rotary % 2:
+        raise UserError("model.latent.rotary", f"{latent.rotary} is odd, rotary positions want pairs", "choose an even one")
+    if latent.value > (each := latent.plain + latent.rotary):
+        raise UserError("model.latent.value", f"{latent.value} is above model.latent.plain + rotary = {each}", "lower it")
+    for name in ("kv_heads", "head_width", "qk_norm", "qkv_bias"):
+        if getattr(model, name):
+            raise UserError(f"model.{name}", f"is {getattr(model, name)} with latent attention", "leave it out, or model.latent.width 0")
 
 
 def _check_discrete(recipe: DiscreteRecipe) -> None:

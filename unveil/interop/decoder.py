@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unveil.config import TransformerConfig
+from unveil.config import LatentConfig, TransformerConfig, YarnConfig
 from unveil.errors import UserError
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part
-from unveil.nn.transformer import head_width, hidden_width
+from unveil.nn.self_attention import head_width
+from unveil.nn.transformer import hidden_width
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ def _plain(c: TransformerConfig, name: str) -> None:
         "condition": 0,
         "window": 0,
         "shift": False,
+        "latent": LatentConfig(),
+        "yarn": YarnConfig(),
     }
     for key, wanted in absent.items():
         if getattr(c, key) != wanted:

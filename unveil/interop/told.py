@@ -14,7 +14,7 @@ from unveil.errors import UserError
 from unveil.interop.pickled import is_buffer
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part, pair
-from unveil.nn.transformer import head_width
+from unveil.nn.self_attention import head_width
 
 BACKBONE = "backbone."
 """Before every name of MDLM's and BD3-LM's; SEDD has none."""

@@ -45,5 +45,5 @@ def two_stream(model: Transformer, noisy: Packed, clean_T: Tensor, block: int) -
     keys, values = last.attention.keys_and_values(before_XD[tokens:], Rotation(by.cos[tokens:], by.sin[tokens:]))
     both = torch.cat((k_TGE, keys)), torch.cat((v_TGE, values))
     attended_THE = block_diffusion_attention(q_THE, *both, noisy.cu_seqlens, noisy.max_seqlen, block)
-    x_TD = last._after(x_XD[:tokens], last.attention.out(attended_THE.flatten(1)), vectors)
+    x_TD = last._after(x_XD[:tokens], last.attention.merge(attended_THE), vectors)
     return model._shifted(model._leave(x_TD, told), noisy)

@@ -15,16 +15,20 @@ GROWTH = 128
 
 @dataclass
 class KVCache:
-    """For each layer ``[B, G, C, E]`` keys and values; row b holds its first ``lengths[b]`` entries."""
+    """For each layer ``[B, G, C, E]`` keys and values; row b holds its first ``lengths[b]`` entries. Latent attention keeps one entry
+    per token as its key, and values of width 0."""
 
     keys: list[Tensor]
     values: list[Tensor]
     lengths: list[int]
 
     @staticmethod
-    def empty(layers: int, rows: int, heads: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-        shape = (rows, heads, capacity, width)
-        keys, values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2))
+    def empty(
+        layers: int, rows: int, heads: int, capacity: int, widths: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> KVCache:
+        """``widths``: E of the keys and of the values."""
+        shapes = [(rows, heads, capacity, width) for width in widths]
+        keys, values = ([torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for shape in shapes)
         return KVCache(keys, values, [0] * rows)
 
     @property

@@ -77,4 +77,4 @@ def _attend(
         seen = keys[None, :, : part.seen], values[None, :, : part.seen]
         o = F.scaled_dot_product_attention(q.transpose(0, 1)[None], *seen, attn_mask=mask, enable_gqa=module.heads != module.groups)
         out.append(o[0].transpose(0, 1))
-    return module.out(torch.cat(out).flatten(1))
+    return module.merge(torch.cat(out))

@@ -6,95 +6,26 @@ It knows nothing of noise or of losses: tokens in, hidden states out; ``head`` t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unveil.config import TransformerConfig
-from unveil.nn.affine import Affine
-from unveil.nn.attention import attention
-from unveil.nn.block_attention import block_diffusion_attention
 from unveil.nn.feedforward import GELU, SwiGLU
 from unveil.nn.head import Head
 from unveil.nn.kv_cache import KVCache
+from unveil.nn.latent import LatentAttention
 from unveil.nn.layout import BlockDiffusion, Causal, Layout
 from unveil.nn.linear import Linear
 from unveil.nn.modulation import Level, Tell, Told, modulated
 from unveil.nn.norm import LayerNorm, RMSNorm
 from unveil.nn.packed import Packed
-from unveil.nn.rotary import Rotation, rotate, rotation
+from unveil.nn.rotary import Rotation, rotation
+from unveil.nn.self_attention import SelfAttention, Slots, head_width
 
 DECODE_STEP = 128
 """A compiled decoding step looks at a multiple of this many cached tokens."""
-
-
-class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; query, key and value in one matrix."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.groups = config.heads, config.kv_heads or config.heads
-        self.head_width = head_width(config)
-        rows = [n * self.head_width for n in (self.heads, self.groups, self.groups)]
-        self.qkv = (Affine if config.qkv_bias else Linear)(config.width, sum(rows), slices=rows)
-        self.out = Linear(rows[0], config.width)
-        self.q_norm, self.k_norm = (RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None for _ in range(2))
-
-    def project(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries ``[T, H, E]`` and keys ``[T, G, E]``, and values ``[T, G, E]``."""
-        heads = self.qkv(x_TD).unflatten(-1, (-1, self.head_width))
-        qk, v_TGE = heads.split((self.heads + self.groups, self.groups), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_THE, k_TGE = qk.split((self.heads, self.groups), dim=1)
-            qk = torch.cat((self.q_norm(q_THE), self.k_norm(k_TGE)), dim=1)
-        q_THE, k_TGE = rotate(qk, by).split((self.heads, self.groups), dim=1)
-        return q_THE, k_TGE, v_TGE
-
-    def keys_and_values(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
-        """Those of ``project``, without the queries."""
-        rows = slice(self.heads * self.head_width, None)
-        bias = self.qkv.bias[rows].to(x_TD.dtype) if isinstance(self.qkv, Affine) else None
-        k_TGE, v_TGE = F.linear(x_TD, self.qkv.weight[rows].to(x_TD.dtype), bias).unflatten(-1, (-1, self.head_width)).chunk(2, dim=1)
-        return rotate(k_TGE if self.k_norm is None else self.k_norm(k_TGE), by), v_TGE
-
-    def forward(self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout | BlockDiffusion) -> Tensor:
-        heads = self.project(x_TD, by)
-        if isinstance(layout, BlockDiffusion):
-            return self.out(block_diffusion_attention(*heads, cu_seqlens, max_seqlen, layout.block).flatten(1))
-        return self.out(attention(*heads, cu_seqlens, max_seqlen, layout).flatten(1))
-
-    def prefill(self, x_TD: Tensor, by: Rotation, batch: Packed, layout: Layout, cache: KVCache, layer: int, rows: Sequence[int]) -> Tensor:
-        q_THE, k_TGE, v_TGE = self.project(x_TD, by)
-        for row, keys, values in zip(rows, batch.split(k_TGE), batch.split(v_TGE), strict=True):
-            cache.write(layer, row, keys, values)
-        return self.out(attention(q_THE, k_TGE, v_TGE, batch.cu_seqlens, batch.max_seqlen, layout).flatten(1))
-
-    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
-        q_BHE, k_BGE, v_BGE = self.project(x_BD, by)
-        slots.write(keys, k_BGE)
-        slots.write(values, v_BGE)
-        # the query heads of a group stand in the place of query positions: no key is repeated
-        q_BGRE = q_BHE.unflatten(1, (self.groups, -1))
-        return self.out(F.scaled_dot_product_attention(q_BGRE, keys, values, attn_mask=slots.mask).flatten(1))
-
-
-class Slots(NamedTuple):
-    """Where one decoding step writes and what it may read, the same for all layers: one new token at ``positions_B`` of each row."""
-
-    rows_B: Tensor
-    positions_B: Tensor
-    mask: Tensor | None
-    """Which of the keys a row may see, ``[B, 1, 1, C]``; None where every row sees them all."""
-    even: int = -1
-    """The position, where it is the same in every row: a plain slice is cheaper than an index."""
-
-    def write(self, store_BGCE: Tensor, new_BGE: Tensor) -> None:
-        if self.even >= 0:
-            store_BGCE[:, :, self.even] = new_BGE
-        else:
-            store_BGCE[self.rows_B, :, self.positions_B] = new_BGE
 
 
 class Block(nn.Module):
@@ -104,7 +35,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
-        self.attention = SelfAttention(config)
+        self.attention = (LatentAttention if config.latent.width else SelfAttention)(config)
         self.feedforward_norm = _norm(config)
         self.feedforward = (GELU if config.feedforward == "gelu" else SwiGLU)(config.width, hidden_width(config))
         self.tell = Tell(condition, config.width, 6) if (condition := condition_width(config)) else None
@@ -156,11 +87,6 @@ def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
     return (LayerNorm if config.norm == "layer" else RMSNorm)(config.width, config.norm_eps)
 
 
-def head_width(config: TransformerConfig) -> int:
-    """E: as given, or the width over the heads."""
-    return config.head_width or config.width // config.heads
-
-
 def condition_width(config: TransformerConfig) -> int:
     """Of what the blocks are told; 0 where they are told nothing."""
     return config.condition or (128 if config.time_conditioning else 0)
@@ -185,7 +111,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, vocabulary: int, layout: Layout) -> None:
         super().__init__()
         uneven = config.head_width % 2 if config.head_width else config.width % (2 * config.heads)
-        if uneven or config.heads % (config.kv_heads or config.heads):
+        if (uneven and not config.latent.width) or config.heads % (config.kv_heads or config.heads):
             raise ValueError(f"width {config.width}, heads {config.heads}, kv_heads {config.kv_heads}: no whole, even head width")
         self.config, self.layout = config, layout
         self.compute_dtype = torch.get_default_dtype()
@@ -218,7 +144,9 @@ class Transformer(nn.Module):
                     p.mul_(back)
 
     def _enter(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
-        by = rotation(positions, head_width(self.config), self.config.rope_theta, self.compute_dtype)
+        config = self.config
+        turned = config.latent.rotary if config.latent.width else head_width(config)
+        by = rotation(positions, turned, config.rope_theta, self.compute_dtype, config.yarn)
         return F.embedding(tokens, self.embedding.weight).to(self.compute_dtype), by
 
     def _hear(self, time: Tensor | None, batch: Packed | None = None) -> Told | None:
@@ -259,8 +187,13 @@ class Transformer(nn.Module):
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache of ``rows`` sequences with room for ``capacity`` tokens each; it grows when that is used up."""
         config = self.config
-        shape = (config.depth, rows, config.kv_heads or config.heads, capacity, head_width(config))
-        return KVCache.empty(*shape, dtype=self.compute_dtype, device=self.embedding.weight.device)
+        latent = config.latent
+        heads, widths = config.kv_heads or config.heads, (head_width(config), head_width(config))
+        if latent.width:
+            heads, widths = 1, (latent.width + latent.rotary, 0)
+        return KVCache.empty(
+            config.depth, rows, heads, capacity, widths, dtype=self.compute_dtype, device=self.embedding.weight.device
+        )  # fmt: skip
 
     def prefill(self, batch: Packed, cache: KVCache, rows: Sequence[int]) -> Tensor:
         """``forward`` that also fills the named rows of a cache, one per sequence of the pack, all of them empty before."""
@@ -325,4 +258,5 @@ class Transformer(nn.Module):
         """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average."""
         config = self.config
         matrices = sum(p.numel() for n, p in self.blocks.named_parameters() if p.dim() == 2 and "tell" not in n) + self.head.weight.numel()
-        return 6.0 * matrices + 12.0 * config.depth * config.heads * head_width(config) * context
+        value = config.latent.value if config.latent.width else head_width(config)
+        return 6.0 * matrices + 6.0 * config.depth * config.heads * (head_width(config) + value) * context

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unveil.nn.transformer import Block, Slots
+from unveil.nn.self_attention import Slots
+from unveil.nn.transformer import Block
 from unveil.streams.causal import CausalDetector
 from unveil.streams.detector import Detector, Logits
 from unveil.streams.folded import Absorbed, FoldedDecoder

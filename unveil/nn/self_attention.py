@@ -1,0 +1,121 @@
+"""Self-attention with rotary positions, in a pack, into a cache and out of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unveil.config import TransformerConfig
+from unveil.nn.affine import Affine
+from unveil.nn.attention import attention
+from unveil.nn.block_attention import block_diffusion_attention
+from unveil.nn.kv_cache import KVCache
+from unveil.nn.layout import BlockDiffusion, Layout
+from unveil.nn.linear import Linear
+from unveil.nn.norm import RMSNorm
+from unveil.nn.packed import Packed
+from unveil.nn.rotary import Rotation, rotate
+
+
+class Slots(NamedTuple):
+    """Where one decoding step writes and what it may read, the same for all layers: one new token at ``positions_B`` of each row."""
+
+    rows_B: Tensor
+    positions_B: Tensor
+    mask: Tensor | None
+    """Which of the keys a row may see, ``[B, 1, 1, C]``; None where every row sees them all."""
+    even: int = -1
+    """The position, where it is the same in every row: a plain slice is cheaper than an index."""
+
+    def write(self, store_BGCE: Tensor, new_BGE: Tensor) -> None:
+        if self.even >= 0:
+            store_BGCE[:, :, self.even] = new_BGE
+        else:
+            store_BGCE[self.rows_B, :, self.positions_B] = new_BGE
+
+
+class Attention(nn.Module, ABC):
+    """What a block asks of its attention; kinds differ in how they make keys and values, and in what of them they keep."""
+
+    @abstractmethod
+    def project(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries ``[T, H, E]`` and keys ``[T, G, E]``, and values ``[T, G, E]``."""
+
+    @abstractmethod
+    def keys_and_values(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
+        """Those of ``project``, without the queries."""
+
+    @abstractmethod
+    def merge(self, attended_THE: Tensor) -> Tensor:
+        """What the heads found, as one vector ``[T, D]`` per token."""
+
+    @abstractmethod
+    def prefill(self, x_TD: Tensor, by: Rotation, batch: Packed, layout: Layout, cache: KVCache, layer: int, rows: Sequence[int]) -> Tensor:
+        """``forward`` that also fills the named rows of a cache, one per sequence."""
+
+    @abstractmethod
+    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
+        """One new token per row, that sees the layer's part of a cache."""
+
+    def forward(self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout | BlockDiffusion) -> Tensor:
+        heads = self.project(x_TD, by)
+        if isinstance(layout, BlockDiffusion):
+            return self.merge(block_diffusion_attention(*heads, cu_seqlens, max_seqlen, layout.block))
+        return self.merge(attention(*heads, cu_seqlens, max_seqlen, layout))
+
+
+class SelfAttention(Attention):
+    """Grouped-query attention with rotary positions; query, key and value in one matrix."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.groups = config.heads, config.kv_heads or config.heads
+        self.head_width = head_width(config)
+        rows = [n * self.head_width for n in (self.heads, self.groups, self.groups)]
+        self.qkv = (Affine if config.qkv_bias else Linear)(config.width, sum(rows), slices=rows)
+        self.out = Linear(rows[0], config.width)
+        self.q_norm, self.k_norm = (RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None for _ in range(2))
+
+    def project(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        heads = self.qkv(x_TD).unflatten(-1, (-1, self.head_width))
+        qk, v_TGE = heads.split((self.heads + self.groups, self.groups), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_THE, k_TGE = qk.split((self.heads, self.groups), dim=1)
+            qk = torch.cat((self.q_norm(q_THE), self.k_norm(k_TGE)), dim=1)
+        q_THE, k_TGE = rotate(qk, by).split((self.heads, self.groups), dim=1)
+        return q_THE, k_TGE, v_TGE
+
+    def keys_and_values(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
+        rows = slice(self.heads * self.head_width, None)
+        bias = self.qkv.bias[rows].to(x_TD.dtype) if isinstance(self.qkv, Affine) else None
+        k_TGE, v_TGE = F.linear(x_TD, self.qkv.weight[rows].to(x_TD.dtype), bias).unflatten(-1, (-1, self.head_width)).chunk(2, dim=1)
+        return rotate(k_TGE if self.k_norm is None else self.k_norm(k_TGE), by), v_TGE
+
+    def merge(self, attended_THE: Tensor) -> Tensor:
+        return self.out(attended_THE.flatten(1))
+
+    def prefill(self, x_TD: Tensor, by: Rotation, batch: Packed, layout: Layout, cache: KVCache, layer: int, rows: Sequence[int]) -> Tensor:
+        q_THE, k_TGE, v_TGE = self.project(x_TD, by)
+        for row, keys, values in zip(rows, batch.split(k_TGE), batch.split(v_TGE), strict=True):
+            cache.write(layer, row, keys, values)
+        return self.merge(attention(q_THE, k_TGE, v_TGE, batch.cu_seqlens, batch.max_seqlen, layout))
+
+    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
+        q_BHE, k_BGE, v_BGE = self.project(x_BD, by)
+        slots.write(keys, k_BGE)
+        slots.write(values, v_BGE)
+        # the query heads of a group stand in the place of query positions: no key is repeated
+        q_BGRE = q_BHE.unflatten(1, (self.groups, -1))
+        return self.out(F.scaled_dot_product_attention(q_BGRE, keys, values, attn_mask=slots.mask).flatten(1))
+
+
+def head_width(config: TransformerConfig) -> int:
+    """E, of a query: as given, or the width over the heads."""
+    if config.latent.width:
+        return config.latent.plain + config.latent.rotary
+    return config.head_width or config.width // config.heads
