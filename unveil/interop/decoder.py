@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unveil.config import LatentConfig, TransformerConfig, YarnConfig
+from unveil.config import TransformerConfig
 from unveil.errors import UserError
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part
@@ -240,9 +240,11 @@ def _plain(c: TransformerConfig, name: str) -> None:
         "condition": 0,
         "window": 0,
         "shift": False,
-        "latent": LatentConfig(),
-        "yarn": YarnConfig(),
     }
+    if c.latent.width:
+        raise UserError("model.latent.width", f"is {c.latent.width}, {name} has no latent attention", "train with 0 to export")
+    if c.yarn.factor > 1:
+        raise UserError("model.yarn.factor", f"is {c.yarn.factor:g}, and stretched positions are not exported yet", "train with 1 to export")
     for key, wanted in absent.items():
         if getattr(c, key) != wanted:
             raise UserError(f"model.{key}", f"is {getattr(c, key)}, which {name} does not have", f"train with {wanted} to export")
