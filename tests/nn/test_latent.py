@@ -11,6 +11,8 @@ import torch
 
 from unveil import cli
 from unveil.config import LatentConfig, TransformerConfig, YarnConfig
+from unveil.errors import UserError
+from unveil.interop.decoder import llama_settings
 from unveil.nn.block_diffusion import two_stream
 from unveil.nn.latent import LatentAttention
 from unveil.nn.layout import Bidirectional, Causal
@@ -204,7 +206,7 @@ MISTAKES = {
     "--model.latent.rotary 9": ("model.latent.rotary: 9 is odd", "choose an even one"),
     "--model.latent.value 300": ("model.latent.value: 300 is above model.latent.plain + rotary = 192", "lower it"),
     "--model.kv-heads 1": ("model.kv_heads: is 1 with latent attention", "leave it out"),
-    "--model.qk-norm": ("model.qk_norm: is True with latent attention", "leave it out"),
+    "--model.qk-norm true": ("model.qk_norm: is True with latent attention", "leave it out"),
     "--model.latent.width 0 --model.yarn.mscale-all 1": ("model.yarn.mscale_all: 1 without latent attention", "set it to 0"),
     "--model.yarn.factor 0.5": ("model.yarn.factor", "0.5"),
 }
@@ -217,3 +219,10 @@ def test_a_mistake_gets_one_line(line: str, tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().err.strip()
     assert stopped.value.code == 2 and "Traceback" not in said and all(part in said.splitlines()[-1] for part in MISTAKES[line]), said
     assert not (tmp_path / "run").exists()
+
+
+def test_other_layouts_do_not_have_it() -> None:
+    for switches, field in (({"latent": SMALL}, "model.latent.width"), ({"yarn": YarnConfig(factor=4)}, "model.yarn.factor")):
+        with pytest.raises(UserError) as refused:
+            llama_settings(config(**switches), V, 64)
+        assert refused.value.field == field and "train with" in refused.value.remedy

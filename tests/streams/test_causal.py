@@ -16,7 +16,7 @@ def test_equals_a_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     network, lengths = make("causal"), [6, 6, 2, 13]
     batch = clips(*(features(n) for n in lengths))
     found = network(batch)
-    monkeypatch.setattr("unveil.nn.transformer.attention", lambda q, k, v, cu, most, layout: dense_attention(q, k, v, lengths, layout))
+    monkeypatch.setattr("unveil.nn.self_attention.attention", lambda q, k, v, cu, most, layout: dense_attention(q, k, v, lengths, layout))
     expected = network(batch)
     torch.testing.assert_close(found.present_NC, expected.present_NC, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.future_NKC, expected.future_NKC, rtol=0, atol=1e-12)

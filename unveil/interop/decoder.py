@@ -244,7 +244,9 @@ def _plain(c: TransformerConfig, name: str) -> None:
     if c.latent.width:
         raise UserError("model.latent.width", f"is {c.latent.width}, {name} has no latent attention", "train with 0 to export")
     if c.yarn.factor > 1:
-        raise UserError("model.yarn.factor", f"is {c.yarn.factor:g}, and stretched positions are not exported yet", "train with 1 to export")
+        raise UserError(
+            "model.yarn.factor", f"is {c.yarn.factor:g}, and stretched positions are not exported yet", "train with 1 to export"
+        )
     for key, wanted in absent.items():
         if getattr(c, key) != wanted:
             raise UserError(f"model.{key}", f"is {getattr(c, key)}, which {name} does not have", f"train with {wanted} to export")
