@@ -85,10 +85,11 @@ class Discrete:
         return self.sampler.step(model, state)
 
     def log_likelihood(
-        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None, given_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A lower bound, see ``likelihood.bound`` and ``score.bound``; of blocks of 1 it is log p itself."""
-        return self.kind.bound(model, batch, draws, seed, counted_T)
+        """A lower bound, see ``likelihood.bound`` and ``score.bound``; of blocks of 1 it is log p itself. Given the tokens of
+        ``given_T`` (bool ``[T]``), if there are any."""
+        return self.kind.bound(model, batch, draws, seed, counted_T, given_T)
 
     def views(self, run: Any) -> list[View]:
         """Cross-entropy against t, averaged over the first and the last fifth of the run's ``metrics`` rows."""

@@ -67,8 +67,10 @@ class Kind(ABC):
         return self.objective.loss(model, batch, noise)
 
     @abstractmethod
-    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As ``Family.log_likelihood``."""
+    def bound(
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``Family.log_likelihood``; tokens where ``given_T`` (bool ``[T]``) are told, as a prompt is."""
 
     @abstractmethod
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler | ScoreSampler:
@@ -88,8 +90,10 @@ class Masked(Kind):
         self.process, self.denoiser = Absorbing(trained, vocabulary.mask, self.keep), Subs.of(vocabulary)
         self.objective = MaskedObjective(self.process, self.denoiser, config.weight, config.normalisation)
 
-    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
-        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T)
+    def bound(
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T, given_T=given_T)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler:
         return MaskedSampler(self.denoiser, self.vocabulary.end, config, stop, self.keep, self.schedule)
@@ -131,11 +135,13 @@ class Block(Kind):
             noise = {**noise, "t": clip.rates(noise["t"])}
         return self.objective.loss(model, batch, noise)
 
-    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+    def bound(
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Over all times, clipped or not; the search watches."""
         clip = self._clip(model)
         observe = None if clip is None else clip.observe
-        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T, read=self.read, observe=observe)
+        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T, given_T=given_T, read=self.read, observe=observe)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler:
         traits = Model(block=self.config.block)
@@ -156,8 +162,10 @@ class AbsorbScore(Kind):
         self.read = Reader(told=model.time_conditioning)
         self.objective = MaskedObjective(self.process, self.ratio, "bound", "token", self.read)
 
-    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
-        return bound(model, batch, self.process, self.ratio, draws, seed, counted_T, read=self.read)
+    def bound(
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return bound(model, batch, self.process, self.ratio, draws, seed, counted_T, given_T=given_T, read=self.read)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler | ScoreSampler:
         """Jumps, or, as the scores of a place in proportion are probabilities, the rules for masks."""
@@ -183,7 +191,11 @@ class UniformScore(Kind):
         self.read = Reader(told=model.time_conditioning)
         self.objective: UniformObjective = UniformObjective(self.process, self.ratio, self.read)
 
-    def bound(self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None) -> tuple[Tensor, Tensor]:
+    def bound(
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if given_T is not None:
+            raise UserError("objective.chain", "is 'uniform': no likelihood given a prompt", "take a run of the chain 'absorb'")
         return uniform_bound(self.objective, model, batch, draws, seed, counted_T)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> ScoreSampler:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from unveil.errors import UserError
-from unveil.verbs.shared import OfRun, Overrides, no_settings, numbers, table
+from unveil.verbs.shared import OfRun, Overrides, no_settings, numbers, sampler_settings, table
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,16 @@ class Evaluate(OfRun):
     """Of images: real ones to compare with in the place of those of training: a folder, IDX files, Parquet or hub:ID."""
     bits: bool = False
     """Of images: bits per dimension of held-out images, beside the distances."""
+    tasks: str = ""
+    """Of text: task files of lm-eval over local data, as a.yaml,b.yaml. How to sample: --sampler.temperature 0."""
+    limit: int | None = None
+    """Of tasks: documents of each at the most."""
+    chat: bool = False
+    """Of tasks: put prompts into the model's chat template."""
+    batch: int = 16
+    """Of tasks: texts written at a time."""
+    seed: int = 0
+    """Of tasks: of the masks of likelihoods, and of the first text."""
     json: bool = False
     """Print JSON."""
 
@@ -49,6 +59,9 @@ class Evaluate(OfRun):
         from unveil.run import load
         from unveil.stream_run import StreamRun
 
+        if self.tasks:
+            self._tasks(overrides)
+            return
         no_settings(overrides, "evaluate")
         run = load(self.path)
         if isinstance(run, ImageRun):
@@ -69,6 +82,25 @@ class Evaluate(OfRun):
         print(
             f"{bits.tokens:,} tokens, {bits.bytes:,} bytes in {bits.sequences:,} sequences; a document's end costs {bits.ending:.2f} bits"
         )
+
+    def _tasks(self, overrides: Overrides) -> None:
+        import json
+
+        from unveil import tasks
+        from unveil.run import load
+        from unveil.text_run import TextRun
+
+        run = load(self.path)
+        if not isinstance(run, TextRun):
+            raise UserError("--tasks", "is for text, this is another kind of run", "leave it out")
+        run = run.with_sampler(**sampler_settings(overrides))
+        files = [Path(name) for name in self.tasks.split(",")]
+        found = tasks.evaluate(run, files, self.limit, self.draws, self.chat, self.batch, self.seed)
+        place = tasks.record(run, found)
+        if self.json:
+            print(json.dumps(found, default=str))
+            return
+        table([*tasks.lines(found), ("recorded in", str(place))])
 
     def _streams(self, run: Any) -> None:
         import json
