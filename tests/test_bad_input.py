@@ -346,6 +346,10 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "average of a run without averages": (lambda p: ["average", str(p.run), "--width", "0.1"], ("no averages", "ema-widths")),
     "average of no such width": (lambda p: ["average", str(p.run), "--width", "0.4"], ("width", "0.4", "0.2887")),
     "initial weights of no run": (lambda p: ["train", "tiny", "--training.initial", "no"], ("training.initial", "no finished run", "end")),
+    "fp8 without matrices for it": (
+        lambda p: ["train", "edm-digits", "--training.fp8", "true"],
+        ("training.fp8", "another network", "leave it out"),
+    ),
     "widths of no such averages": (lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"], ("training.ema_widths", "0.5")),
     "no seeds": (lambda p: ["evaluate", str(p.images), "--seeds", "0"], ("--seeds", "0", "1 or more")),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),

@@ -183,6 +183,9 @@ class TrainingConfig:
     """Steps between the snapshots of these that are kept in ``averages/``; 0 keeps the last only."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute dtype; ``auto`` takes the faster of bfloat16 and float32 on this machine. Master weights are float32."""
+    fp8: bool = False
+    """Train with the blocks' matrices multiplied in FP8, as DeepSeek-V3; embedding, head, norms, attention itself and evaluation keep
+    ``dtype``."""
     compile: Literal["auto", "on", "off"] = "auto"
     """``auto`` compiles where a quarter of the run's time, measured on its first steps, is more than compiling takes."""
     log_every: Count = 10

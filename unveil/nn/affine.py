@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unveil.nn.linear import Linear
 
@@ -19,4 +18,4 @@ class Affine(Linear):
         self.bias = nn.Parameter(torch.empty(fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        return self.times(x, self.weight, self.bias)

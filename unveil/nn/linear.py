@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ class Linear(nn.Module):
         if sum(self.muon_slices) != fan_out:
             raise ValueError(f"slices {self.muon_slices} do not add up to {fan_out} rows")
         self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
+        self.low: Callable[[Tensor, Tensor], Tensor] | None = None
+        """Takes the place of the product in training, in fewer bits (``nn.fp8.linear``)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return self.times(x, self.weight)
+
+    def times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The product with ``weight``, which is the layer's own or some rows of it."""
+        if self.low is not None and self.training:
+            y = self.low(x, weight)
+            return y if bias is None else y + bias.to(x.dtype)
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -144,6 +144,8 @@ class Trainer:
         chosen = loaded[1]["chosen"] if loaded else None
         self.dtype = getattr(torch, chosen["dtype"]) if chosen else self._probed_dtype()
         precision.apply(self.model, self.dtype)
+        if self._config.fp8:
+            precision.train_in_fp8(self.model)
         fast = torch.bfloat16 if self.dtype == torch.bfloat16 or self.device.type == "cuda" else torch.float32
         self.optimizer = Optimizer(self.model, self.recipe.optimizer, fast)
         self._update = Update(self.family, self.model, self.optimizer, self._guard, self._window, self.recipe, self.world)
