@@ -63,9 +63,27 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurationConfig:
+    """Which documents are left out, of training and of what is held out."""
+
+    duplicates: Literal["keep", "exact", "near"] = "keep"
+    """Leave out documents that equal an earlier one, or nearly do."""
+    alike: Annotated[float, Range(0, 1, open=True)] = 0.8
+    """Share of what two documents hold, taken together, that is common to near-duplicates (Jaccard)."""
+    shortest: Natural = 0
+    longest: Natural = 0
+    """Bytes; 0 means no limit."""
+    letters: Share = 0.0
+    """The least share of letters among what is no white space."""
+    repeated: Share = 1.0
+    """The greatest share of a document, by bytes, that is lines which it has already said."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextDataConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)
     split: Literal["document", "tail"] = "document"
     """How documents are held out: by a hash of the document's name, or the tail of every document's characters."""
     validation: Share = 0.05
@@ -156,13 +174,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    kind: Literal["cosine", "wsd", "multi-step", "constant"] = "cosine"
     warmup: Share = 0.02
     """Share of the steps with rising learning rate."""
+    warmup_steps: Natural = 0
+    """If above 0, their number, in the place of a share."""
     decay: Share = 0.2
     """Share of the steps that decay at the end, for ``wsd``."""
     final: Share = 0.1
     """Last learning rate relative to the highest."""
+    stages: tuple[Share, ...] = (0.8, 0.9)
+    """Shares of the steps at which ``multi-step`` falls, in equal ratios down to ``final`` (DeepSeek LLM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
