@@ -65,13 +65,14 @@ def test_every_paradigm_spends_the_compute_and_is_scored_once(corpus: Path, tmp_
             compared(both, tmp_path / "out", **spend | {setting: value})  # type: ignore[arg-type]
 
 
-def test_two_streams_cost_what_is_counted() -> None:
+@pytest.mark.parametrize("shift", ["false", "true"])
+def test_two_streams_cost_what_is_counted(shift: str) -> None:
     """Against the matrix products of a forward pass, counted by torch, attention aside."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from unveil.nn.packed import Packed
 
-    recipe = recipes.with_overrides(recipes.load("bd3-shakespeare"), TINY)
+    recipe = recipes.with_overrides(recipes.load("bd3-shakespeare"), [*TINY, ("model.shift", shift)])
     assert isinstance(recipe, DiscreteRecipe) and isinstance(recipe.objective, BlockConfig)
     model = family(recipe, VOCABULARY).build()
     batch = Packed.of([torch.randint(6, 40, (16,))])

@@ -120,7 +120,8 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     """What a token of a recipe costs in training, forward and backward, in sequences as long as its context.
 
     Block diffusion reads a text twice, noisy and clean; of the clean one the last layer wants keys and values alone, and the head
-    nothing. A token of either sees half of the context on average, and of its own block what the triangle would have left out.
+    nothing; with shifted states queries too. A token of either sees half of the context on average, and of its own block what the triangle
+    would have left out. Blocks that grow are counted at their final size.
     """
     context = recipe.data.context
     if not isinstance(recipe.objective, BlockConfig):
@@ -129,7 +130,10 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     once = model.flops_per_token(seen)
     layer = (once - 6 * model.head.weight.numel()) / len(model.blocks)
     attention = model.blocks[-1].attention
-    return float(once + (len(model.blocks) - 1) * layer + 12 * attention.groups * attention.head_width * recipe.model.width)
+    clean = 12 * attention.groups * attention.head_width * recipe.model.width
+    if recipe.model.shift:
+        clean += 6 * attention.heads * attention.head_width * (recipe.model.width + 2 * seen)
+    return float(once + (len(model.blocks) - 1) * layer + clean)
 
 
 class TextTraining:
