@@ -156,9 +156,11 @@ class TextTraining:
         return Loader(self.prepared, self.recipe.data, self.recipe.seed, self.family, rank, world)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Bits per byte of the validation split."""
+        """Bits per byte of the validation split; while blocks grow, the block at which they are scored, which is the last."""
         self._scored.append(_bits(self.recipe, self.prepared, self.recipe.evaluation, model, "validation", self.recipe.seed))
-        return {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+        scored = {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+        objective = self.recipe.objective
+        return scored | {"block": float(objective.block)} if isinstance(objective, BlockConfig) and objective.growth else scored
 
     def sample(self, model: nn.Module, step: int) -> None:
         recipe = self.recipe
