@@ -230,7 +230,7 @@ class UniformScore(Kind):
     ) -> tuple[Tensor, Tensor]:
         if given_T is not None:
             raise UserError("objective.chain", "is 'uniform': no likelihood given a prompt", "take a run of the chain 'absorb'")
-        return uniform_bound(self.objective, model, batch, draws, seed, counted_T)
+        return uniform_bound(replace(self.objective, read=self.read), model, batch, draws, seed, counted_T)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> ScoreSampler:
         chain = Chain(torch.tensor(self.process.states))
