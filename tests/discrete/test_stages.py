@@ -26,7 +26,7 @@ from unveil.nn.layout import Causal
 from unveil.nn.packed import Packed
 
 SIZES = {"width": 16, "depth": 2, "heads": 2, "hidden": 32, "init": "normal", "init_std": 0.3}
-GROWTH = BlockConfig(block=8, growth=(1, 2, 4), growth_share=0.75, t_min=0.2, t_max=0.9)
+GROWTH = BlockConfig(block=8, growth=(1, 2, 4), growth_share=0.75, t_min=0.2, t_max=0.9, schedule="cosine")
 
 
 def discrete(vocabulary, objective, **model):
@@ -161,7 +161,7 @@ def test_every_stage_is_the_objective_of_its_block_and_scores_are_of_the_last(vo
     bound = family.log_likelihood(model, batch, 2, 0)
     for step, block in enumerate((1, 1, 2, 2, 4, 4, 8, 8)):
         family.progress(step, 8)
-        alone = discrete(vocabulary, BlockConfig(block=block, t_min=0.2, t_max=0.9))
+        alone = discrete(vocabulary, BlockConfig(block=block, t_min=0.2, t_max=0.9, schedule="cosine"))
         theirs = {"t": noise["t" if block == 8 else f"t {block}"], "u": noise["u"]}
         starts = batch.positions_T % block == 0
         assert len(set(theirs["t"][starts].tolist())) == (1 if block == 1 else int(starts.sum())), "a time for every block"
