@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -164,6 +165,14 @@ def _check_discrete(recipe: DiscreteRecipe) -> None:
         raise UserError("model.time_conditioning", f"nothing tells it the time with objective.kind '{objective.kind}'", "set it to false")
     if isinstance(objective, BlockConfig) and model.window:
         raise UserError("model.window", f"{model.window} with blocks, which see all before them", "set it to 0")
+    if objective.anneal and (model.window or isinstance(objective, BlockConfig)):
+        field, what = ("model.window", model.window) if model.window else ("objective.anneal", objective.anneal)
+        problem = (
+            f"{what} with objective.anneal = {objective.anneal}" if model.window else f"{what} with blocks, which never see what follows"
+        )
+        raise UserError(field, problem, "set it to 0")
+    if isinstance(objective, BlockConfig) and objective.growth:
+        _check_growth(objective)
     # the sampler would say so, but not before the run's closing sample
     sampler, block = recipe.sampler, objective.block if isinstance(objective, BlockConfig) else 0
     tokens = min(sampler.length, context - 1) + (1 if block else 0)  # the start token stands in the first block
@@ -171,6 +180,15 @@ def _check_discrete(recipe: DiscreteRecipe) -> None:
         problem = f"got {sampler.steps} steps for {-(-tokens // size)} windows of {size} tokens"
         remedy = f"take at least {-(-tokens // size)} steps or a {'block' if block else 'window'} of at least {-(-tokens // sampler.steps)}"
         raise UserError("sampler.steps", problem, remedy)
+
+
+def _check_growth(objective: BlockConfig) -> None:
+    for small, large in pairwise((*objective.growth, objective.block)):
+        if small >= large or large % small:
+            problem = f"{small} is followed by {large}, which is no larger multiple of it"
+            raise UserError("objective.growth", problem, "let each divide the next, and the last objective.block, as [1, 2, 4] for 8")
+    if objective.clip:
+        raise UserError("objective.clip", "true with objective.growth: the search is for one size of block", "set it to false")
 
 
 def _check_images(data: ImageDataConfig) -> None:
@@ -300,7 +318,9 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe file absolute; a wrong shape is left for the checker to name."""
-    data, objective = tree.get("data"), tree.get("objective")
+    data, objective, training = tree.get("data"), tree.get("objective"), tree.get("training")
+    if isinstance(training, dict) and isinstance(training.get("initial"), str) and training["initial"]:
+        training["initial"] = str(folder / Path(training["initial"]).expanduser())
     if isinstance(objective, dict) and isinstance(objective.get("teacher"), str) and objective["teacher"]:
         objective["teacher"] = str(folder / Path(objective["teacher"]).expanduser())
     if not isinstance(data, dict):

@@ -120,7 +120,8 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     """What a token of a recipe costs in training, forward and backward, in sequences as long as its context.
 
     Block diffusion reads a text twice, noisy and clean; of the clean one the last layer wants keys and values alone, and the head
-    nothing. A token of either sees half of the context on average, and of its own block what the triangle would have left out.
+    nothing; with shifted states queries too. A token of either sees half of the context on average, and of its own block what the triangle
+    would have left out. Blocks that grow are counted at their final size.
     """
     context = recipe.data.context
     if not isinstance(recipe.objective, BlockConfig):
@@ -129,7 +130,10 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     once = model.flops_per_token(seen)
     layer = (once - 6 * model.head.weight.numel()) / len(model.blocks)
     attention = model.blocks[-1].attention
-    return float(once + (len(model.blocks) - 1) * layer + 12 * attention.groups * attention.head_width * recipe.model.width)
+    clean = 12 * attention.groups * attention.head_width * recipe.model.width
+    if recipe.model.shift:
+        clean += 6 * attention.heads * attention.head_width * (recipe.model.width + 2 * seen)
+    return float(once + (len(model.blocks) - 1) * layer + clean)
 
 
 class TextTraining:
@@ -152,9 +156,11 @@ class TextTraining:
         return Loader(self.prepared, self.recipe.data, self.recipe.seed, self.family, rank, world)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Bits per byte of the validation split."""
+        """Bits per byte of the validation split; while blocks grow, the block at which they are scored, which is the last."""
         self._scored.append(_bits(self.recipe, self.prepared, self.recipe.evaluation, model, "validation", self.recipe.seed))
-        return {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+        scored = {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+        objective = self.recipe.objective
+        return scored | {"block": float(objective.block)} if isinstance(objective, BlockConfig) and objective.growth else scored
 
     def sample(self, model: nn.Module, step: int) -> None:
         recipe = self.recipe

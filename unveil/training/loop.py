@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unveil.config import Recipe
 from unveil.errors import UserError
-from unveil.family import Family, Noise
+from unveil.family import Family, Noise, Staged
 from unveil.training import budget, checkpoint, determinism, lr, precision
 from unveil.training.allocator import keep_freed_memory
 from unveil.training.compiler import drop_torn_libraries
@@ -198,6 +198,8 @@ class Trainer:
         self._flops = self._flops or budget.flops(self.model, micro[0][0])
         self._unit = micro[0][0].unit
         multiplier = lr.multiplier(self.recipe.schedule, self.step, self.steps)
+        if isinstance(self.family, Staged):
+            self.family.progress(self.step, self.steps)
         self.tokens += self._update(micro, self.step, self.tokens, multiplier)
         self._average.update()
         self._averages.update()
