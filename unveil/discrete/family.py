@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unveil import experts
 from unveil.config import BlockConfig, MaskedConfig, MaskedSamplerConfig, ScoreConfig, TransformerConfig
 from unveil.data.noise import generator
 from unveil.discrete.canvas import MaskedState
@@ -78,11 +79,11 @@ class Discrete:
         self.kind.progress(step, steps, self.seed)
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return self.kind.targets(batch, noise) | dict.fromkeys(self.kind.stage, 1.0)
+        return {**self.kind.targets(batch, noise), **experts.targets(self.model, batch), **dict.fromkeys(self.kind.stage, 1.0)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
         stage = {name: Term(torch.full((), value, device=batch.tokens_T.device), 0.0) for name, value in self.kind.stage.items()}
-        return self.kind.loss(model, batch, noise) | stage
+        return {**self.kind.loss(model, batch, noise), **experts.terms(model, batch), **stage}
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> MaskedState:
         return self.sampler.begin(requests, model)
