@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from unveil import bases
 from unveil import recipe as recipes
 from unveil.config import TextRecipe, TokenizerConfig
 from unveil.errors import UserError
@@ -33,7 +34,10 @@ def adopted(recipe: Any) -> Any:
     folder, theirs = _source(recipe.training.initial)
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
-    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer))
+    adapter = recipe.adapter
+    if adapter.rank and not adapter.base:
+        adapter = replace(adapter, base=bases.fingerprint(Path(recipe.training.initial)))
+    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer), adapter=adapter)
 
 
 def give(recipe: TextRecipe, model: nn.Module) -> None:

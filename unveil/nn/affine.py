@@ -18,5 +18,6 @@ class Affine(Linear):
         super().__init__(fan_in, fan_out, slices)
         self.bias = nn.Parameter(torch.empty(fan_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        weight, bias = (self.weight, self.bias) if rows is None else (self.weight[rows], self.bias[rows])
+        return F.linear(x, weight.to(x.dtype), bias.to(x.dtype))

@@ -25,5 +25,11 @@ class Linear(nn.Module):
             raise ValueError(f"slices {self.muon_slices} do not add up to {fan_out} rows")
         self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """``[..., fan_out]``, or only the outputs of ``rows``."""
+        weight = self.weight if rows is None else self.weight[rows]
+        return F.linear(x, weight.to(x.dtype))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """What ``x`` is multiplied with, ``[fan_out, fan_in]``, for arithmetic that is not ``forward``'s."""
+        return self.weight.to(dtype)
