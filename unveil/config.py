@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from unveil.config_adapter import AdapterConfig as AdapterConfig
 from unveil.config_discrete import BlockConfig as BlockConfig
 from unveil.config_discrete import MaskedConfig as MaskedConfig
 from unveil.config_discrete import MaskedSamplerConfig as MaskedSamplerConfig
@@ -253,6 +254,7 @@ class AutoregressiveRecipe(Recipe):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     objective: NextTokenConfig = field(default_factory=NextTokenConfig)
     sampler: NextTokenSamplerConfig = field(default_factory=NextTokenSamplerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,7 @@ class DiscreteRecipe(Recipe):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     objective: MaskedConfig | BlockConfig | ScoreConfig = field(default_factory=MaskedConfig)
     sampler: MaskedSamplerConfig = field(default_factory=MaskedSamplerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

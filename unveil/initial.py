@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from unveil import bases
 from unveil import recipe as recipes
 from unveil.config import AutoregressiveRecipe, BlockConfig, TextRecipe, TokenizerConfig
 from unveil.errors import UserError
@@ -35,7 +36,10 @@ def adopted(recipe: Any) -> Any:
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
     training = replace(recipe.training, initial=str(Path(recipe.training.initial).resolve()))
-    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer), training=training)
+    adapter = recipe.adapter
+    if adapter.rank and not adapter.base:
+        adapter = replace(adapter, base=bases.fingerprint(Path(training.initial)))
+    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer), training=training, adapter=adapter)
 
 
 def _check_stages(recipe: TextRecipe, theirs: TextRecipe) -> None:

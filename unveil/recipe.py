@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from unveil.config import (
     FORMAT_VERSION,
     RECIPES,
+    AdapterConfig,
     AnyRecipe,
     AutoregressiveRecipe,
     BlockConfig,
@@ -144,7 +145,30 @@ def checked(recipe: R) -> R:
                 raise UserError("schedule.decay", f"{decay} and schedule.warmup = {warmup} are more than the whole run", "lower them")
     if isinstance(recipe, DiscreteRecipe):
         _check_discrete(recipe)
+    if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe):
+        _check_adapter(recipe)
     return recipe
+
+
+def _check_adapter(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
+    adapter, plain = recipe.adapter, AdapterConfig()
+    if not adapter.rank:
+        if adapter.weights != plain.weights:
+            problem = f"'{adapter.weights}' and all weights are to be trained, which those in few bits cannot be"
+            raise UserError("adapter.weights", problem, "give adapter.rank, such as 8, or take 'full'")
+        for name in ("alpha", "dropout", "targets"):
+            if getattr(adapter, name) != getattr(plain, name):
+                problem = f"is 0, no adapter, with adapter.{name} = {getattr(adapter, name)!r}"
+                raise UserError("adapter.rank", problem, f"give a rank such as 8, or leave adapter.{name} out")
+        return
+    if not recipe.training.initial:
+        problem = f"is empty, and an adapter of rank {adapter.rank} is trained on a base"
+        raise UserError("training.initial", problem, "name a trained run of text or a folder with a model")
+    if recipe.optimizer.kind == "muon":
+        problem = "'muon' orthogonalises whole matrices, of which an adapter has none"
+        raise UserError("optimizer.kind", problem, "take adamw for adapters")
+    if adapter.weights != "full" and recipe.training.dtype == "float64":
+        raise UserError("adapter.weights", f"'{adapter.weights}' with training.dtype 'float64'", "take 'full', or another dtype")
 
 
 def _check_latent(model: TransformerConfig) -> None:
@@ -341,8 +365,8 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe file absolute; a wrong shape is left for the checker to name."""
     data, objective, training = tree.get("data"), tree.get("objective"), tree.get("training")
-    if isinstance(training, dict) and isinstance(training.get("initial"), str) and training["initial"]:
-        training["initial"] = str(folder / Path(training["initial"]).expanduser())
+    if isinstance(training, dict) and isinstance(base := training.get("initial"), str) and base and not base.startswith("hub:"):
+        training["initial"] = str(folder / Path(base).expanduser())
     if isinstance(objective, dict) and isinstance(objective.get("teacher"), str) and objective["teacher"]:
         objective["teacher"] = str(folder / Path(objective["teacher"]).expanduser())
     if not isinstance(data, dict):

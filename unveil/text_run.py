@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from unveil import corpora
+from unveil import bases, corpora
+from unveil.adapters.bits import Weights
 from unveil.canvas import filled, prompted
 from unveil.config import BlockConfig, TextRecipe
 from unveil.data.loader import Loader, held_out
@@ -40,12 +41,25 @@ class TextRun(Run):
     model: nn.Module
 
     @staticmethod
-    def read(path: Path, folder: Path, recipe: TextRecipe) -> TextRun:
-        """From its folder, the weights on the CPU. Raises UserError for what is missing, damaged or does not belong together."""
+    def read(path: Path, folder: Path, recipe: TextRecipe, kind: Weights | None = None, base: Path | None = None) -> TextRun:
+        """From its folder, the weights on the CPU.
+
+        Args:
+            kind: how the matrices of the blocks are held; as the recipe says if not given.
+            base: of an adapter, in the place of its own.
+
+        Raises UserError for what is missing, damaged or does not belong together.
+        """
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         final.check_tokenizer(folder, folder / "tokenizer.json", tokenizer.vocabulary.size)
-        model = family(recipe, tokenizer.vocabulary).build()
-        final.read(folder, model)
+        build, kind = family(recipe, tokenizer.vocabulary).build, kind or recipe.adapter.weights
+        if recipe.adapter.rank:
+            model = bases.adapted(build, folder, recipe, kind, base)
+        elif kind != "full":
+            model = bases.built(build, folder, kind)
+        else:
+            model = build()
+            final.read(folder, model)
         return TextRun(path, folder, recipe, tokenizer, model)
 
     def sample(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,23 @@ class Part:
     rows: tuple[int, ...] = ()
 
 
+class Renamed(Mapping[str, Tensor]):
+    """Their weights under our names, each put together when it is asked for."""
+
+    def __init__(self, parts: Sequence[Part], found: Mapping[str, Tensor]) -> None:
+        self._parts, self._found = {part.ours: part for part in parts}, found
+
+    def __getitem__(self, name: str) -> Tensor:
+        part = self._parts[name]
+        return torch.cat([part.layout.read(self._found[theirs]) for theirs in part.theirs])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 def pair(ours: str, theirs: str, layout: Layout = SAME) -> list[Part]:
     """Weight and bias of one module; ``layout`` is the weight's."""
     return [Part(f"{ours}.weight", (f"{theirs}.weight",), layout), Part(f"{ours}.bias", (f"{theirs}.bias",))]
@@ -60,13 +77,18 @@ def exported(network: nn.Module, parts: Sequence[Part]) -> dict[str, Tensor]:
     return state
 
 
-def imported(network: nn.Module, parts: Sequence[Part], found: Mapping[str, Tensor], source: str) -> None:
-    """Copy their weights into ours, after every name and shape is checked. Raises UserError for the first that does not fit."""
+def renamed(network: nn.Module, parts: Sequence[Part], found: Mapping[str, Tensor], source: str) -> Renamed:
+    """Their weights under our names, after every name and shape is checked. Raises UserError for the first that does not fit."""
     try:
         check(found, exported(network, parts), source)
     except UserError as error:
         remedy = "take config.json and weights of the same model, both whole"
         raise UserError(error.field, f"{error.problem}, by the config.json beside it", remedy) from None
-    ours = weights(network)
-    for part in parts:
-        ours[part.ours].copy_(torch.cat([part.layout.read(found[name]) for name in part.theirs]))
+    return Renamed(parts, found)
+
+
+def imported(network: nn.Module, parts: Sequence[Part], found: Mapping[str, Tensor], source: str) -> None:
+    """Copy their weights into ours. Raises UserError as ``renamed``."""
+    theirs, ours = renamed(network, parts, found, source), weights(network)
+    for name in theirs:
+        ours[name].copy_(theirs[name])

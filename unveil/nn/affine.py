@@ -17,5 +17,6 @@ class Affine(Linear):
         super().__init__(fan_in, fan_out, slices)
         self.bias = nn.Parameter(torch.empty(fan_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.times(x, self.weight, self.bias)
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        weight, bias = (self.weight, self.bias) if rows is None else (self.weight[rows], self.bias[rows])
+        return self._times(x, weight, bias)

@@ -27,11 +27,15 @@ class Linear(nn.Module):
         self.low: Callable[[Tensor, Tensor], Tensor] | None = None
         """Takes the place of the product in training, in fewer bits (``nn.fp8.linear``)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.times(x, self.weight)
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """``[..., fan_out]``, or only the outputs of ``rows``."""
+        return self._times(x, self.weight if rows is None else self.weight[rows])
 
-    def times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The product with ``weight``, which is the layer's own or some rows of it."""
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """What ``x`` is multiplied with, ``[fan_out, fan_in]``, for arithmetic that is not ``forward``'s."""
+        return self.weight.to(dtype)
+
+    def _times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.low is not None and self.training:
             y = self.low(x, weight)
             return y if bias is None else y + bias.to(x.dtype)

@@ -26,7 +26,7 @@ from unveil.training.parallel import World
 from unveil.training.power import PowerAverages
 from unveil.training.progress import Bar
 from unveil.training.update import Update
-from unveil.training.weights import assign, weights
+from unveil.training.weights import assign, trained
 
 Value = TypeVar("Value", int, float)
 
@@ -272,7 +272,7 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a run consists of: tensors (not copies), and what JSON holds."""
-        parts = {"model": weights(self.model), "optimizer": self.optimizer.state_dict(), "average": self._average.state_dict()}
+        parts = {"model": trained(self.model), "optimizer": self.optimizer.state_dict(), "average": self._average.state_dict()}
         parts["averages"] = self._averages.state_dict()
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         host = {
@@ -294,7 +294,7 @@ class Trainer:
         for full, tensor in tensors.items():
             part, _, name = full.partition(".")
             parts[part][name] = tensor
-        assign(parts["model"], weights(self.model), f"checkpoint of step {host['step']}")
+        assign(parts["model"], trained(self.model), f"checkpoint of step {host['step']}")
         self.optimizer.load_state_dict(parts["optimizer"])
         self._average.load_state_dict(parts["average"], host["updates"])
         self._averages.load_state_dict(parts["averages"], host["updates"])
