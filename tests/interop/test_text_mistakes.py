@@ -37,6 +37,12 @@ def reconfigured(folder: Path, **settings: object) -> None:
     (folder / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
 
+def unmasked(folder: Path) -> None:
+    reconfigured(folder, mask_token_id=None)
+    place = folder / "tokenizer.json"
+    place.write_text(place.read_text().replace("<|mask|>", "<|covered|>"))
+
+
 def sharded(folder: Path) -> None:
     state = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
@@ -59,7 +65,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a weight is left over": (lambda f: reweighted(f, lambda s: s.update({"model.extra": torch.ones(1)})), ("model.extra",)),
     "a weight is misshapen": (lambda f: reweighted(f, lambda s: s.update({LAST: torch.ones(3, 5)})), ("[3, 5]", "[32, 48]")),
     "no such model": (lambda f: reconfigured(f, model_type="mamba"), ("mamba",)),
-    "no mask token": (lambda f: reconfigured(f, mask_token_id=None), ("mask",)),
+    "no mask token": (unmasked, ("config.json", "mask_token_id is missing")),
     "no weights but pickled ones": (pickled, ("safetensors",)),
     "a file that was cut": (cut, (WEIGHTS,)),
     "a shard that is not there": (sharded, ("model-00002-of-00002.safetensors",)),
