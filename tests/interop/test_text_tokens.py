@@ -13,7 +13,9 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+
+import transformers
 
 import unveil
 from tests.interop.test_text import V, published, told_folder, told_state
@@ -72,11 +74,10 @@ def chatml(role: str) -> list[Any]:
 
 
 SPELT = {
-    "llada": [LLADA[0]]
-    + [*header("user"), "Hi", LLADA[5], *header("assistant"), "Yes.", LLADA[5], *header("user"), "ok", LLADA[5], *header("assistant")],
-    "sdar": [*chatml("user"), "Hi", SDAR[2], "\n", *chatml("assistant"), "Yes.", SDAR[2], "\n"]
-    + [*chatml("user"), "ok", SDAR[2], "\n", *chatml("assistant")],
+    "llada": [LLADA[0], *header("user"), "Hi", LLADA[5], *header("assistant"), "Yes.", LLADA[5], *header("user"), "ok", LLADA[5]],
+    "sdar": [*chatml("user"), "Hi", SDAR[2], "\n", *chatml("assistant"), "Yes.", SDAR[2], "\n", *chatml("user"), "ok", SDAR[2], "\n"],
 }
+SPELT = {"llada": SPELT["llada"] + header("assistant"), "sdar": SPELT["sdar"] + chatml("assistant")}
 SPELT |= {"Dream": [DREAM[3], *SPELT["sdar"]], "qwen2": SPELT["sdar"]}
 
 

@@ -114,8 +114,8 @@ class JinjaTemplate:
 
 
 def chat_template(folder: Path) -> ChatTemplate:
-    """The template of a model's folder: LLaDA's own, ``chat_template.jinja``, that of ``tokenizer_config.json``, ``CHATML`` where its tokens
-    are known, or else the plain one.
+    """The template of a model's folder: LLaDA's own, ``chat_template.jinja``, that of ``tokenizer_config.json``, ``CHATML`` where its
+    tokens are known, or else the plain one.
 
     Raises UserError for a file that is no JSON object, or where several templates are named and none is ``default``.
     """
