@@ -17,7 +17,7 @@ from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
 from unveil.interop.folder import read_json
 from unveil.report.evidence import Evidence
-from unveil.text_run import TextRun
+from unveil.text_run import TextRun, trained_here
 
 FILE = "README.md"
 _ELSEWHERE = "Trained elsewhere: on what, and how, this folder does not say.\n"
@@ -115,7 +115,7 @@ license: # yours to choose, and to be in keeping with that of the data
 def _text_training(recipe: TextRecipe) -> str:
     """How it was trained, without the folders of the machine it was trained on; of a network from elsewhere that nobody here knows."""
     data = recipe.data
-    if data.tokenizer.kind == "file" and not any(source.path or source.kind == "python" for source in data.sources):
+    if not trained_here(recipe):
         return _ELSEWHERE
     sources = tuple(source if source.kind == "hub" else replace(source, path=Path(source.path).name) for source in data.sources)
     told = replace(data, sources=sources, tokenizer=replace(data.tokenizer, path=Path(data.tokenizer.path).name), cache="")

@@ -59,13 +59,13 @@ class Foreign(NamedTuple):
 
 
 def recognised(folder: Path) -> bool:
-    """Whether a folder looks like one for ``read``: a ``config.json`` that is not of a run of ours."""
+    """Whether a folder looks like one for ``read``: a ``config.json`` that is not of a run of ours; if damaged, by what lies beside it."""
     if not (folder / CONFIG).is_file():
         return False
     try:
         given = read_json(folder / CONFIG, _DOWNLOAD)
     except UserError:
-        return False
+        return folder.name != "final" and (folder / tokens.SETTINGS).is_file()
     return "recipe" not in given and ("model_type" in given or "graph" in given)
 
 
