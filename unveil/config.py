@@ -14,6 +14,7 @@ from unveil.config_discrete import MaskedConfig as MaskedConfig
 from unveil.config_discrete import MaskedSamplerConfig as MaskedSamplerConfig
 from unveil.config_discrete import NoiseConfig as NoiseConfig
 from unveil.config_discrete import ScoreConfig as ScoreConfig
+from unveil.config_experts import ExpertsConfig as ExpertsConfig
 from unveil.config_images import AugmentConfig as AugmentConfig
 from unveil.config_images import ConditionConfig as ConditionConfig
 from unveil.config_images import DiTConfig as DiTConfig
@@ -119,6 +120,7 @@ class TransformerConfig:
     init_std: Positive = 0.02
     latent: LatentConfig = field(default_factory=LatentConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from unveil.families import family, images
 from unveil.gaussian.level import Level
 from unveil.nn.head import CHUNK_ELEMENTS
 from unveil.nn.packed import Packed
+from unveil.nn.transformer import active
 from unveil.text.vocabulary import Vocabulary
 from unveil.text_run import flops_per_token
 from unveil.training import precision
@@ -62,6 +63,11 @@ class Plan:
         return sum(p.numel() for p in self.network.parameters())
 
     @cached_property
+    def active(self) -> int:
+        """Parameters that one token meets: of the experts only those that it goes to."""
+        return round(active(self.network))
+
+    @cached_property
     def flops_per_token(self) -> float:
         """Forward and backward, at sequences as long as the context: the most that packing gives."""
         return flops_per_token(self.recipe, self.network)
@@ -81,7 +87,8 @@ class Plan:
         """Bytes by part."""
         recipe, width = self.recipe, self.dtype.itemsize
         master = 8 if self.dtype == torch.float64 else 4
-        matrices = sum(p.numel() for name, p in self.network.named_parameters() if p.dim() == 2 and name.startswith("blocks"))
+        blocks = ((name, p) for name, p in self.network.named_parameters() if name.startswith("blocks"))
+        matrices = sum(p.numel() for name, p in blocks if p.dim() >= 2 and "router" not in name)
         moments = 2 * self.parameters - (matrices if recipe.optimizer.kind == "muon" else 0)
         vocabulary, model_width = self.network.get_parameter("head.weight").shape
         chunk = min(CHUNK_ELEMENTS, recipe.data.packing_length * vocabulary)
@@ -171,7 +178,8 @@ def plan(recipe: AnyRecipe) -> Plan:
 
 def described(costs: Plan, limit: int) -> Iterator[tuple[str, str]]:
     """Name and figure, for a table."""
-    yield "parameters", f"{costs.parameters:,}"
+    active = f", {costs.active:,} of them active in a token" if costs.active < costs.parameters else ""
+    yield "parameters", f"{costs.parameters:,}{active}"
     yield f"FLOPs per {costs.unit}", f"{costs.flops_per_token:.3g}, forward and backward"
     for part, count in costs.memory.items():
         if count:

@@ -90,6 +90,8 @@ def checked(recipe: R) -> R:
     """The recipe itself, once every range holds and its settings fit together. Raises UserError."""
     check_ranges(recipe, "")
     for section in (getattr(recipe, f.name) for f in dataclasses.fields(recipe)):
+        if isinstance(section, TransformerConfig):
+            _check_experts(section)
         match section:
             case TextDataConfig(context=context, packing_length=pack) if pack < context:
                 raise UserError("data.packing_length", f"{pack} is less than data.context = {context}", "raise it")
@@ -154,6 +156,26 @@ def _check_latent(model: TransformerConfig) -> None:
     for name in ("kv_heads", "head_width", "qk_norm", "qkv_bias"):
         if getattr(model, name):
             raise UserError(f"model.{name}", f"is {getattr(model, name)} with latent attention", "leave it out, or model.latent.width 0")
+
+
+def _check_experts(model: TransformerConfig) -> None:
+    experts = model.experts
+    if not experts.routed:
+        return
+    if experts.routed % experts.groups:
+        problem = f"{experts.groups} do not divide model.experts.routed = {experts.routed}"
+        raise UserError("model.experts.groups", problem, "choose a divisor")
+    if experts.kept_groups > experts.groups:
+        raise UserError("model.experts.kept_groups", f"{experts.kept_groups} of model.experts.groups = {experts.groups}", "lower it")
+    left = experts.routed // experts.groups * experts.kept_groups
+    if experts.top_k > left:
+        problem = f"{experts.top_k} is above the {left} experts of the {experts.kept_groups} group(s) kept"
+        raise UserError("model.experts.top_k", problem, "lower it, or keep more groups")
+    if experts.dense >= model.depth:
+        problem = f"{experts.dense} layers without experts are all of model.depth = {model.depth}"
+        raise UserError("model.experts.dense", problem, "lower it")
+    if model.feedforward == "gelu":
+        raise UserError("model.feedforward", "'gelu', but experts are gated", "take 'swiglu'")
 
 
 def _check_discrete(recipe: DiscreteRecipe) -> None:

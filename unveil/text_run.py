@@ -148,10 +148,9 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     if not isinstance(recipe.objective, BlockConfig):
         return float(model.flops_per_token(context / 2 if recipe.family == "autoregressive" else context))
     seen = (context + recipe.objective.block) / 2
-    once = model.flops_per_token(seen)
-    layer = (once - 6 * model.head.weight.numel()) / len(model.blocks)
+    again = sum(model.layer_flops(layer, seen) for layer in range(len(model.blocks) - 1))
     attention = model.blocks[-1].attention
-    return float(once + (len(model.blocks) - 1) * layer + 12 * attention.groups * attention.head_width * recipe.model.width)
+    return float(model.flops_per_token(seen) + again + 12 * attention.groups * attention.head_width * recipe.model.width)
 
 
 class TextTraining:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unveil import experts
 from unveil.autoregressive.infill import Tokens, rearrange
 from unveil.autoregressive.objective import next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
@@ -66,11 +67,11 @@ class Autoregressive:
         return {}
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return {"nll": float(predicted(batch))}
+        return {"nll": float(predicted(batch)), **experts.targets(self.model, batch)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        """``nll``: nats over all tokens but the first of each sequence."""
-        return {"nll": Term(next_token_loss(model, batch)[0])}
+        """``nll``: nats over all tokens but the first of each sequence; ``balance``, if there are experts."""
+        return {"nll": Term(next_token_loss(model, batch)[0]), **experts.terms(model, batch)}
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
         return self.sampler.begin(model, requests)

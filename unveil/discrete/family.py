@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from unveil import experts
 from unveil.config import BlockConfig, MaskedConfig, MaskedSamplerConfig, ScoreConfig, TransformerConfig
 from unveil.data.noise import generator
 from unveil.discrete.canvas import MaskedState
@@ -73,10 +74,10 @@ class Discrete:
         return self.kind.draw(generator(self.seed, epoch, 0, "time").random(), sample_id, length, rng)
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return self.kind.targets(batch, noise)
+        return {**self.kind.targets(batch, noise), **experts.targets(self.model, batch)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        return self.kind.loss(model, batch, noise)
+        return {**self.kind.loss(model, batch, noise), **experts.terms(model, batch)}
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> MaskedState:
         return self.sampler.begin(requests, model)

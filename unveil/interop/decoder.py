@@ -243,6 +243,8 @@ def _plain(c: TransformerConfig, name: str) -> None:
     }
     if c.latent.width:
         raise UserError("model.latent.width", f"is {c.latent.width}, {name} has no latent attention", "train with 0 to export")
+    if c.experts.routed:
+        raise UserError("model.experts.routed", f"is {c.experts.routed}, {name} has no experts", "train with 0 to export")
     if c.yarn.factor > 1:
         raise UserError(
             "model.yarn.factor", f"is {c.yarn.factor:g}, and stretched positions are not exported yet", "train with 1 to export"

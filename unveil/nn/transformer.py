@@ -19,6 +19,7 @@ from unveil.nn.latent import LatentAttention
 from unveil.nn.layout import BlockDiffusion, Causal, Layout
 from unveil.nn.linear import Linear
 from unveil.nn.modulation import Level, Tell, Told, modulated
+from unveil.nn.moe import Experts
 from unveil.nn.norm import LayerNorm, RMSNorm
 from unveil.nn.packed import Packed
 from unveil.nn.rotary import Rotation, rotation
@@ -32,12 +33,12 @@ class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + feedforward(norm(x))``; where it is told a noise level, norms are shifted and scaled by it and
     what is added is gated."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int = 0) -> None:
         super().__init__()
         self.attention_norm = _norm(config)
         self.attention = (LatentAttention if config.latent.width else SelfAttention)(config)
         self.feedforward_norm = _norm(config)
-        self.feedforward = (GELU if config.feedforward == "gelu" else SwiGLU)(config.width, hidden_width(config))
+        self.feedforward = _feedforward(config, layer)
         self.tell = Tell(condition, config.width, 6) if (condition := condition_width(config)) else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -87,6 +88,12 @@ def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
     return (LayerNorm if config.norm == "layer" else RMSNorm)(config.width, config.norm_eps)
 
 
+def _feedforward(config: TransformerConfig, layer: int) -> nn.Module:
+    if config.experts.routed and layer >= config.experts.dense:
+        return Experts(config.width, config.experts)
+    return (GELU if config.feedforward == "gelu" else SwiGLU)(config.width, hidden_width(config))
+
+
 def condition_width(config: TransformerConfig) -> int:
     """Of what the blocks are told; 0 where they are told nothing."""
     return config.condition or (128 if config.time_conditioning else 0)
@@ -118,7 +125,7 @@ class Transformer(nn.Module):
         self._compiled = False
         self._compiled_decode: Callable[..., Tensor] | None = None
         self.embedding = nn.Embedding(vocabulary, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = _norm(config)
         self.level = Level(condition) if (condition := condition_width(config)) else None
         self.tell = Tell(condition, config.width, 2) if condition else None
@@ -138,9 +145,9 @@ class Transformer(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith(("tell.weight", "bias")):
                 p.zero_()
-            elif p.dim() == 2:
+            elif p.dim() >= 2:
                 p.normal_(0.0, config.init_std)
-                if name.endswith(("attention.out.weight", "feedforward.down.weight")):
+                if name.endswith(("attention.out.weight", ".down.weight")):
                     p.mul_(back)
 
     def _enter(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
@@ -256,7 +263,18 @@ class Transformer(nn.Module):
 
     def flops_per_token(self, context: float) -> float:
         """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average."""
+        return 6.0 * self.head.weight.numel() + sum(self.layer_flops(layer, context) for layer in range(len(self.blocks)))
+
+    def layer_flops(self, layer: int, context: float) -> float:
+        """The share of one block in ``flops_per_token``; of experts only those that a token goes to."""
         config = self.config
-        matrices = sum(p.numel() for n, p in self.blocks.named_parameters() if p.dim() == 2 and "tell" not in n) + self.head.weight.numel()
         value = config.latent.value if config.latent.width else head_width(config)
-        return 6.0 * matrices + 6.0 * config.depth * config.heads * (head_width(config) + value) * context
+        matrices = active(self.blocks[layer], lambda name, p: p.dim() >= 2 and "tell" not in name)
+        return 6.0 * matrices + 6.0 * config.heads * (head_width(config) + value) * context
+
+
+def active(module: nn.Module, counted: Callable[[str, nn.Parameter], bool] = lambda name, p: True) -> float:
+    """Parameters that a token meets: all of them, but of experts only as many as it goes to."""
+    experts = (m for m in module.modules() if isinstance(m, Experts))
+    shares = {id(p): m.config.top_k / m.config.routed for m in experts for p in (m.gate_up.weight, m.down.weight)}
+    return sum(p.numel() * shares.get(id(p), 1.0) for name, p in module.named_parameters() if counted(name, p))

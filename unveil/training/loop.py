@@ -225,7 +225,7 @@ class Trainer:
     def _log(self, journal: Journal, bar: Bar) -> None:
         rate = self.recipe.optimizer.lr * lr.multiplier(self.recipe.schedule, self.step - 1, self.steps)
         row = self._window.row(self.world)
-        journal.metrics(self.step, self.tokens, {**row, "lr": rate})
+        journal.metrics(self.step, self.tokens, {**row, "lr": rate, **self._update.counters.row()})
         tokens, seconds = self.tokens - self._lap[0], self.seconds - self._lap[1]
         self._lap = (self.tokens, self.seconds)
         speed = tokens / seconds
@@ -277,6 +277,7 @@ class Trainer:
             "updates": self._average.updates,
             "masked_in_a_row": self._guard.in_a_row,
             "window": self._window.state_dict(),
+            "counters": self._update.counters.state_dict(),
             "loader": self.loader.state_dict(),
             "rng": determinism.capture(),
             "machine": determinism.machine(self.world.size),
@@ -297,6 +298,7 @@ class Trainer:
         self.best = tuple(host["best"]) if host["best"] else None
         self._guard.clear(host["masked_in_a_row"])
         self._window.load_state_dict(host["window"])
+        self._update.counters.load_state_dict(host.get("counters", {}))  # older checkpoints have none
         self.loader.load_state_dict(host["loader"])
         determinism.restore(host["rng"])
         self._lap, self._saved = (self.tokens, self.seconds), self.step

@@ -14,20 +14,20 @@ from unveil.training.muon import Muon
 
 
 class _Slice(NamedTuple):
-    """Rows of a fused projection: a parameter of its own on the same storage."""
+    """Rows of a fused projection, or of one expert's: a parameter of its own on the same storage."""
 
     name: str
     view: nn.Parameter
     whole: nn.Parameter
-    start: int
+    place: tuple[int | slice, ...]
 
 
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) in its fused form, and for ``kind = "muon"`` Muon on the matrices of the blocks.
 
     A matrix of the blocks is a 2-D weight that is neither an embedding's nor the head's. A module with a ``muon_slices`` attribute holds
-    several projections in the rows of its ``weight``; each is orthogonalised alone, as if it were a matrix of its own. Weight decay
-    acts on matrices only.
+    several projections in the rows of its ``weight``; each is orthogonalised alone, as if it were a matrix of its own, and so is each
+    expert's matrix in a 3-D weight. One whose ``muon_slices`` are empty (a router) stays with AdamW. Weight decay acts on matrices only.
 
     Args:
         model: on its device and in its dtype; the parameters keep their storage from here on.
@@ -61,7 +61,7 @@ class Optimizer:
         ``ok`` is a boolean scalar on the device; where it is false neither weights nor state change, whatever the gradients hold.
         """
         for s in self._slices:
-            s.view.grad = None if s.whole.grad is None else s.whole.grad[s.start : s.start + len(s.view)]
+            s.view.grad = None if s.whole.grad is None else s.whole.grad[s.place]
         for part, lr in self._parts:
             vars(part)["found_inf"] = None if ok is None else (~ok).float()
             for group in part.param_groups:
@@ -73,7 +73,7 @@ class Optimizer:
             p.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by ``<parameter>.<state>``; the parameter of a slice is ``<parameter>[<first row>]``."""
+        """Tensors by ``<parameter>.<state>``; the parameter of a slice is ``<parameter>[<first row>]``, or ``[<expert>,<first row>]``."""
         states = {name: state for name, p in self._named.items() for part, _ in self._parts if (state := part.state.get(p))}
         return {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
 
@@ -95,9 +95,14 @@ def _slices(model: nn.Module) -> Iterator[_Slice]:
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         outer = isinstance(module, nn.Embedding) or path.rpartition(".")[2] in ("head", "lm_head")
-        if outer or not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        if outer or not isinstance(weight, nn.Parameter) or weight.dim() not in (2, 3):
             continue
-        rows = getattr(module, "muon_slices", (len(weight),))
+        rows = getattr(module, "muon_slices", (weight.shape[-2],))
         starts = [sum(rows[:i]) for i in range(len(rows))]
         for start, count in zip(starts, rows, strict=True):
-            yield _Slice(f"{path}.weight[{start}]", nn.Parameter(weight.data[start : start + count]), weight, start)
+            taken = slice(start, start + count)
+            if weight.dim() == 2:
+                yield _Slice(f"{path}.weight[{start}]", nn.Parameter(weight.data[taken]), weight, (taken,))
+                continue
+            for expert in range(len(weight)):
+                yield _Slice(f"{path}.weight[{expert},{start}]", nn.Parameter(weight.data[expert, taken]), weight, (expert, taken))

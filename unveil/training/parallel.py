@@ -74,6 +74,14 @@ class World:
                 bucket = []
         return loss
 
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each tensor summed over ranks, which pass the same shapes of one dtype in the same order; they travel together."""
+        if self.size == 1 or not tensors:
+            return list(tensors)
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        return [part.view_as(t) for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True)]
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unveil.config import Recipe
 from unveil.family import Family, Noise
+from unveil.training.counting import Counters
 from unveil.training.determinism import seed_micro_batch
 from unveil.training.guard import Guard
 from unveil.training.metrics import Window
@@ -29,6 +30,7 @@ class Update:
     ) -> None:
         self.family, self.model, self.optimizer, self.guard, self.window = family, model, optimizer, guard, window
         self.recipe, self.world = recipe, world
+        self.counters = Counters(model, world)
         self.device = next(model.parameters()).device
 
     def __call__(self, micro: Sequence[tuple[Any, Noise]], step: int, tokens: int, multiplier: float) -> int:
@@ -60,6 +62,7 @@ class Update:
         ok = self.guard.judge(step + 1, tokens + count, total, norm, losses, [batch.sample_ids_N for batch, _ in micro])
         self.window.add(ok, norm, sums, denominators)
         self.optimizer.step(multiplier, ok)
+        self.counters.after_step(ok)
         return count
 
     def _denominators(self, micro: Sequence[tuple[Any, Noise]]) -> tuple[dict[str, float], int]:
