@@ -14,11 +14,19 @@ from unveil.image_run import ImageRun
 from unveil.nn.quantised import dense
 from unveil.run import load
 from unveil.stream_run import StreamRun
-from unveil.text_run import TextRun
+from unveil.text_run import TextRun, trained_here
 from unveil.training import precision
 
 SAMPLE_TOKENS = 4096
 SAMPLE_IMAGES = 16
+SAMPLE_DRAWS = 2
+SAMPLE = (
+    "The river rises in the hills to the north of the town, and for the first ten miles it is so narrow that a child can step across it.",
+    "When the last of the guests had gone, she closed the door, put out the lamps one by one, and sat down by the window to think.",
+    "A prime number is a whole number greater than one that has no divisors other than one and itself; there are infinitely many of them.",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n    return total / len(values)\n",
+)
+"""For a model whose own data nobody here has."""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -46,7 +54,13 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
     yield "family", run.recipe.family
     yield "parameters", f"{run.parameters():,}"
     if isinstance(run, TextRun):
-        yield "vocabulary", f"{run.tokenizer.vocabulary.size:,}"
+        v = run.tokenizer.vocabulary
+        yield "vocabulary", f"{v.size:,}"
+        for name in ("start", "end", "mask"):
+            if (index := getattr(v, name)) >= 0:
+                yield name, f"{index} {run.tokenizer.name(index)}".rstrip()
+        yield "turns end at", " ".join(run.recipe.sampler.stop) or "the end token"
+        yield "context", f"{run.recipe.data.context:,}"
     elif isinstance(run, ImageRun):
         channels, height, width = run.encoders.pixels(run.shape)
         size = "points in the plane" if run.points else f"{width} x {height} pixels, {channels} channel{'s' * (channels > 1)}"
@@ -66,9 +80,10 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
         elif isinstance(run, ImageRun):
             scored = run.evaluate(limit=SAMPLE_IMAGES, draws=1)
             yield name, f"{scored.bits:.3f} ± {scored.stderr:.3f} on {scored.images:,} held-out images"
-        else:
-            bits = run.evaluate(tokens=SAMPLE_TOKENS)
-            yield name, f"{bits.content:.3f} ± {bits.stderr:.3f} on {bits.tokens:,} held-out tokens"
+        elif isinstance(run, TextRun):
+            ours = bool(run.recipe.data.validation) and trained_here(run.recipe)
+            bits = run.evaluate(tokens=SAMPLE_TOKENS) if ours else run.score(SAMPLE, SAMPLE_DRAWS)
+            yield name, f"{bits.content:.3f} ± {bits.stderr:.3f} on {bits.tokens:,} {'held-out tokens' if ours else 'tokens of a sample'}"
     except UserError as error:
         yield name, f"not measured ({error})"
 

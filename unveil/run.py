@@ -59,7 +59,9 @@ def load(path: str | Path, weights: Weights | None = None, adapter: str | Path |
     folder = path / "final" if (path / "final").is_dir() else path
     if not (folder / final.CONFIG).is_file():
         if not path.exists():
-            raise UserError(str(path), "no such run", "give a run directory, or a folder with an exported model")
+            folder_or = "give a run directory, or a folder with an exported model"
+            named = not path.is_absolute() and len(path.parts) == 2
+            raise UserError(str(path), "no such run", folder_or + (f"; of the hub it is hub:{path.as_posix()}" if named else ""))
         if (path / "recipe.toml").is_file():
             raise UserError(str(path), "this run is not finished, it has no final/", f"go on with `unveil train {path} --resume`")
         raise UserError(str(path), "is no run directory and holds no exported model", "give the directory that `unveil train` made")

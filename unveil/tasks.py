@@ -167,9 +167,14 @@ def scorer(run: TextRun, draws: int, seed: int) -> Callable[[Packed, Tensor], Te
 
 
 def record(run: TextRun, found: dict[str, Any]) -> Path:
-    """Write ``evaluation-tasks.json`` into the run's directory."""
+    """Write ``evaluation-tasks.json`` into the run's directory, or here, under the model's name, where that cannot be written to."""
+    text = json.dumps(found, indent=2, default=str) + "\n"
     path = run.path / RESULTS
-    path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        path = Path(f"{run.path.resolve().name}-{RESULTS}")
+        path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from unveil import bases, corpora
@@ -18,10 +19,12 @@ from unveil.config import BlockConfig, TextRecipe
 from unveil.data.loader import Loader, held_out
 from unveil.data.shards import Prepared, prepare
 from unveil.data.tokenizer import Tokenizer
+from unveil.environment import device
 from unveil.errors import UserError
 from unveil.evaluation.likelihood import BitsPerByte, held_out_bits
 from unveil.families import EXACT, family
 from unveil.family import Row
+from unveil.nn.packed import Packed
 from unveil.report.evidence import Evidence
 from unveil.report.timeline import timeline
 from unveil.snapshots import TextSnapshot
@@ -124,10 +127,29 @@ class TextRun(Run):
         )
         return _bits(self.recipe, prepared, evaluation, self.model, split, seed)
 
+    def score(self, texts: Sequence[str], draws: int, seed: int = 0) -> BitsPerByte:
+        """Bits per byte of texts that one gives, each a document's beginning, cut to the context. Raises UserError without any bytes."""
+        lengths = self.tokenizer.byte_lengths()
+        if lengths is None:
+            raise UserError("tokenizer.json", "its tokens stand for no bytes of a text", "take a byte-level one")
+        tokens = [torch.from_numpy(self.tokenizer.opened(text)[: self.recipe.data.context]) for text in texts]
+        batch, sizes = Packed.of(tokens), torch.from_numpy(lengths)
+        # the first is given, whether it is a start token or the text's own
+        content_T = (sizes[batch.tokens_T] > 0) & (batch.positions_T > 0)
+        bytes_N = torch.stack([each.sum() for each in batch.split(sizes[batch.tokens_T] * content_T)])
+        kind = family(self.recipe, self.tokenizer.vocabulary)
+        return held_out_bits(kind, self.model, [(batch.to(device()), content_T, bytes_N)], draws, seed)
+
     @cached_property
     def flops_per_token(self) -> float:
         """Forward and backward, for sequences of the recipe's context."""
         return flops_per_token(self.recipe, self.model)
+
+
+def trained_here(recipe: TextRecipe) -> bool:
+    """Whether the recipe says on what data, as that of another's folder does not."""
+    data = recipe.data
+    return data.tokenizer.kind != "file" or any(source.path or source.kind == "python" for source in data.sources)
 
 
 def flops_per_token(recipe: TextRecipe, model: Any) -> float:

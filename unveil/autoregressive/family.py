@@ -48,7 +48,7 @@ class Autoregressive:
             raise UserError("objective.fim_rate", f"got {objective.fim_rate}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.objective = vocabulary, model, objective
         self.sampler = NextTokenSampler(vocabulary, sampler, stop)
-        never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end])
+        never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end], dtype=torch.int64)
 
         # Made once: a compiled head keeps one graph per function.
         def spoken(logits_CV: Tensor, targets_C: Tensor) -> Tensor:

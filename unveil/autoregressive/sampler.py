@@ -130,7 +130,7 @@ class NextTokenSampler:
     def __init__(self, vocabulary: Vocabulary, config: NextTokenSamplerConfig, stop: Stop | None = None) -> None:
         check(config)
         self.vocabulary, self.config, self.stop = vocabulary, config, stop
-        self._never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end])
+        self._never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end], dtype=torch.int64)
 
     @torch.no_grad()
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:

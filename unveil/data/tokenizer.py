@@ -200,6 +200,10 @@ class Tokenizer:
         """The token as the tokenizer writes it."""
         return self._backend.id_to_token(index) or ""
 
+    def index(self, token: str) -> int | None:
+        """The id of a token by its ``name``; None where there is no such token."""
+        return self._backend.token_to_id(token)
+
     def digest(self) -> str:
         """A hash of all that the tokenizer does."""
         return hashlib.blake2b(self._backend.to_str().encode(), digest_size=12).hexdigest()

@@ -8,7 +8,9 @@ from pathlib import Path
 from unveil.errors import UserError
 
 PREFIX = "hub:"
-PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja")
+PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "merges.txt")
+_UNREACHED = ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ReadTimeout")
+"""What the library raises without a network, by name: it has changed what it builds on."""
 
 
 def fetched(name: str) -> Path:
@@ -21,7 +23,13 @@ def fetched(name: str) -> Path:
         ) from None
     identity = name.removeprefix(PREFIX)
     try:
-        return Path(hub.snapshot_download(identity, allow_patterns=list(PATTERNS)))
+        folder = Path(hub.snapshot_download(identity, allow_patterns=list(PATTERNS)))
     except Exception as error:  # offline, unknown, gated, a full disk: the library has a class for each, and says what
+        if isinstance(error, ConnectionError) or type(error).__name__ in _UNREACHED:
+            problem = "is not on this machine, and the hub cannot be reached"
+            raise UserError(name, problem, "go online, or give a folder that holds it") from None
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(name, f"cannot be fetched ({said})", "look at the name and the network, or give a folder that holds it") from None
+        raise UserError(name, f"cannot be fetched ({said})", "look at its name, or give a folder that holds it") from None
+    if not any(folder.rglob("*.safetensors")):
+        raise UserError(name, "has no safetensors, and nothing else is fetched: pickles can run code", "look for a copy that has them")
+    return folder

@@ -16,10 +16,13 @@ import torch
 from unveil import recipe as recipes
 from unveil.config import (
     AutoregressiveRecipe,
+    BlockConfig,
     DiscreteRecipe,
+    MaskedConfig,
     MaskedSamplerConfig,
     NextTokenConfig,
     NextTokenSamplerConfig,
+    ScoreConfig,
     SourceConfig,
     TextDataConfig,
     TextRecipe,
@@ -28,7 +31,7 @@ from unveil.config import (
 )
 from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError, nearest
-from unveil.interop import decoder, told
+from unveil.interop import decoder, tokens, told
 from unveil.interop.folder import CONFIG, read_json, write_json
 from unveil.interop.state import Part, exported, imported, renamed
 from unveil.interop.tensors import Some, save, stored
@@ -36,12 +39,11 @@ from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 from unveil.nn.transformer import Transformer
 from unveil.text.vocabulary import Vocabulary
 
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-TURNS = ("<|eot_id|>", "<|im_end|>")
-"""Tokens that end a turn of a conversation, beside the end token."""
 AUTOREGRESSIVE, MASKED, BLOCKS = ("llama", "qwen2", "qwen3"), ("llada", "Dream", "mdlm"), ("sdar", "bd3lm")
 SCORE = "sedd"
 """Of a folder without a ``model_type``, which names a graph."""
+TOLD = ("mdlm", "bd3lm", SCORE)
+"""Diffusion transformers, as ``interop.told`` knows them."""
 KINDS = (*AUTOREGRESSIVE, *MASKED, *BLOCKS, SCORE)
 LATER = {"lladamoe": "LLaDA-MoE", "llada2_moe": "LLaDA2", "sdar_moe": "SDAR-MoE", "qwen3_moe": "Qwen3-MoE"}
 """Model types that want a mixture of experts."""
@@ -57,13 +59,13 @@ class Foreign(NamedTuple):
 
 
 def recognised(folder: Path) -> bool:
-    """Whether a folder looks like one for ``read``: a ``config.json`` that is not of a run of ours."""
+    """Whether a folder looks like one for ``read``: a ``config.json`` that is not of a run of ours; if damaged, by what lies beside it."""
     if not (folder / CONFIG).is_file():
         return False
     try:
         given = read_json(folder / CONFIG, _DOWNLOAD)
     except UserError:
-        return False
+        return folder.name != "final" and (folder / tokens.SETTINGS).is_file()
     return "recipe" not in given and ("model_type" in given or "graph" in given)
 
 
@@ -108,7 +110,7 @@ def network(given: Mapping[str, Any], source: str) -> tuple[Transformer, list[Pa
 
 def parts(config: TransformerConfig, kind: str) -> list[Part]:
     """The names of the weights of one of ``KINDS``."""
-    if kind in (SCORE, "mdlm", "bd3lm"):
+    if kind in TOLD:
         return told.parts(config, "" if kind == SCORE else told.BACKBONE)
     return decoder.parts(config, decoder.LLADA if kind == "llada" else decoder.LLAMA)
 
@@ -136,15 +138,18 @@ def read(folder: Path, fill: Fill | None = None) -> Foreign:
     given = read_json(folder / CONFIG, _DOWNLOAD)
     kind = kind_of(given, source)
     built, names, context = network(given, source)
-    if built.config.time_conditioning:
+    if built.config.time_conditioning and kind != SCORE:
         raise UserError(source, "the network is told the noise level, which no sampler here tells it", "take one without time conditioning")
-    vocabulary = _vocabulary(folder, given, kind, len(built.embedding.weight))
-    tokenizer = Tokenizer.load(folder / TOKENIZER, vocabulary, opens=kind not in ("qwen2", "qwen3", "sdar"))
+    size = len(built.embedding.weight)
+    masked = kind not in AUTOREGRESSIVE and not (kind == SCORE and told.uniform(given))
+    opens = kind not in ("qwen2", "qwen3", "sdar")
+    tokenizer = tokens.read(folder, given, size, masked=masked, last=kind in TOLD, opens=opens)
+    recipe = _recipe(folder, kind, given, built, context, tokenizer)
     if fill is None:
         _fill(built, names, folder)
     else:
         fill(built, _renamed(built, names, folder))
-    return Foreign(_recipe(folder, kind, built, context), tokenizer, built.eval())
+    return Foreign(recipe, tokenizer, built.eval())
 
 
 def named(folder: Path) -> Mapping[str, torch.Tensor]:
@@ -161,8 +166,7 @@ def _renamed(built: Transformer, names: list[Part], folder: Path) -> Mapping[str
 def _found(built: Transformer, names: list[Part], folder: Path) -> tuple[Mapping[str, torch.Tensor], Path]:
     """The weights of a folder by its own names, without what is no weight of a network, and the file to name in messages."""
     found, file = stored(folder)
-    if built.config.norm == "layer":
-        found = told.without_buffers(found, built.config, str(file))
+    found = told.without_buffers(found, built.config, str(file))
     if built.config.tie and (twice := _tied(names, found)):
         found = Some(found, [name for name in found if name not in twice])
     return found, file
@@ -187,85 +191,68 @@ def _tied(names: list[Part], found: Mapping[str, torch.Tensor]) -> set[str]:
     }
 
 
-def _vocabulary(folder: Path, given: Mapping[str, Any], kind: str, size: int) -> Vocabulary:
-    """The special ids: of the tokenizer's settings where they name a token, else of the network's. Raises UserError without a mask."""
-    place = folder / TOKENIZER_CONFIG
-    named = read_json(place, _DOWNLOAD) if place.is_file() else {}
-    tokens = {str(t.get("content")): t.get("id") for t in read_json(folder / TOKENIZER, _DOWNLOAD).get("added_tokens") or []}
-
-    def special(name: str, *spare: Any) -> Any:
-        text = named.get(f"{name}_token")
-        text = text.get("content") if isinstance(text, Mapping) else text
-        ids = [tokens.get(str(text)), given.get(f"{name}_token_id"), *spare]
-        return next((i[0] if isinstance(i, list) and i else i for i in ids if i is not None), None)
-
-    end = special("eos", tokens.get("<|endoftext|>"))
-    start = special("bos", end)
-    masked = kind not in AUTOREGRESSIVE
-    mask = special("mask", tokens.get("<|MASK|>"), size - 1 if kind in ("mdlm", "bd3lm", SCORE) else None) if masked else -1
-    for name, found in (("eos_token_id", end), ("mask_token_id", mask)):
-        if type(found) is not int:
-            raise UserError(str(folder / CONFIG), f"{name} is missing, and the tokenizer names none", f"write {name} into it")
-    try:
-        return Vocabulary(size, start, end, mask, -1, -1, -1)
-    except ValueError as error:
-        raise UserError(str(folder / CONFIG), f"its special tokens fit no network of {size} ({error})", _DOWNLOAD) from None
-
-
-def _recipe(folder: Path, kind: str, built: Transformer, context: int) -> TextRecipe:
+def _recipe(folder: Path, kind: str, given: Mapping[str, Any], built: Transformer, context: int, tokenizer: Tokenizer) -> TextRecipe:
     """What of a recipe only training needs is what is usual; there is no data."""
-    tokenizer = TokenizerConfig(kind="file", path=str((folder / TOKENIZER).resolve()))
-    data = TextDataConfig(sources=(SourceConfig(kind="text"),), tokenizer=tokenizer, context=context, packing_length=context)
-    length = min(128, context // 2)
-    stop = tuple(turn for turn in TURNS if f'"{turn}"' in (folder / TOKENIZER).read_text(encoding="utf-8"))
+    read_by = TokenizerConfig(kind="file", path=str((folder / tokens.TOKENIZER).resolve()))
+    data = TextDataConfig(sources=(SourceConfig(kind="text"),), tokenizer=read_by, context=context, packing_length=context)
+    length, stop = min(128, context // 2), tokens.turns(tokenizer)
     if kind in AUTOREGRESSIVE:
         spoken = NextTokenSamplerConfig(length=length, stop=stop)
         return recipes.checked(AutoregressiveRecipe(data=data, model=built.config, objective=NextTokenConfig(fim_rate=0.0), sampler=spoken))
-    block = built.layout.block if isinstance(built.layout, BlockCausal) else 0
+    objective: MaskedConfig | BlockConfig | ScoreConfig = MaskedConfig()
     chosen: dict[str, Any] = {"order": "random"} if kind in ("mdlm", "bd3lm") else {"temperature": 0.0}
-    uncovered = MaskedSamplerConfig(length=length, stop=stop, window=block, **chosen)
-    return recipes.checked(DiscreteRecipe(data=data, model=built.config, sampler=uncovered))
+    if isinstance(built.layout, BlockCausal):
+        objective = BlockConfig(block=built.layout.block)
+        chosen["cache"] = "block"
+    if kind == SCORE:
+        objective, chosen = told.objective(given, str(folder / CONFIG)), {"commit": "tweedie"}
+    uncovered = MaskedSamplerConfig(length=length, stop=stop, **chosen)
+    return recipes.checked(DiscreteRecipe(data=data, model=built.config, objective=objective, sampler=uncovered))
 
 
 def write(folder: Path, recipe: TextRecipe, tokenizer: Tokenizer, model: Transformer) -> str:
     """A folder that ``read`` reads, and ``transformers`` where it has such a network; the model type.
 
     An autoregressive network is a Llama, Qwen2 or Qwen3. A masked one is a LLaDA; with biases and shifted states a Dream, with q/k-norm an
-    SDAR, told a noise level an MDLM. Raises UserError for what none of them has.
+    SDAR, told a noise level an MDLM, of scores a SEDD. Raises UserError for what none of them has.
     """
     v, config, context = tokenizer.vocabulary, recipe.model, recipe.data.context
-    settings = _settings(config, recipe, v.size, context)
-    kind, layout = settings["model_type"], model.layout
+    kind, settings = _settings(config, recipe, v, context)
+    layout = model.layout
     if isinstance(layout, BlockCausal):
         if kind not in ("sdar", "mdlm"):
             raise UserError("model", f"attends block by block, which '{kind}' does not", "train with q/k-norm to export")
         settings |= {"block_size": layout.block} | ({"model_type": (kind := "bd3lm")} if kind == "mdlm" else {})
-    settings |= {"bos_token_id": v.start, "eos_token_id": v.end, "pad_token_id": v.end}
-    settings |= {"mask_token_id": v.mask} if kind not in AUTOREGRESSIVE else {}
+    specials = {"bos": v.start, "eos": v.end, "pad": v.end} | ({} if v.mask < 0 or kind in AUTOREGRESSIVE else {"mask": v.mask})
+    settings |= {f"{name}_token_id": index for name, index in specials.items()}
     state = exported(model, parts(config, kind))
-    if kind in ("mdlm", "bd3lm"):
-        state |= told.buffers(config, told.BACKBONE, settings)
+    if kind in TOLD:
+        state |= told.buffers(config, "" if kind == SCORE else told.BACKBONE, settings)
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     write_json(folder / CONFIG, {**settings, "torch_dtype": dtype})
     save(state, folder)
-    tokenizer.save(folder / TOKENIZER)
-    named = {"bos_token": v.start, "eos_token": v.end, "pad_token": v.end} | ({"mask_token": v.mask} if kind not in AUTOREGRESSIVE else {})
-    texts = {name: tokenizer.name(i) for name, i in named.items()}
-    write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **texts})
+    tokenizer.save(folder / tokens.TOKENIZER)
+    texts = {f"{name}_token": tokenizer.name(index) for name, index in specials.items()}
+    write_json(folder / tokens.SETTINGS, {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **texts})
     return kind
 
 
-def _settings(c: TransformerConfig, recipe: TextRecipe, size: int, context: int) -> dict[str, Any]:
+def _settings(c: TransformerConfig, recipe: TextRecipe, v: Vocabulary, context: int) -> tuple[str, dict[str, Any]]:
+    """One of ``KINDS``, and its settings."""
+    if isinstance(recipe, DiscreteRecipe) and isinstance(recipe.objective, ScoreConfig):
+        return SCORE, told.sedd_settings(c, recipe.objective, v, context)
     if isinstance(recipe, AutoregressiveRecipe):
-        return decoder.llama_settings(c, size, context)
-    if c.norm == "layer":
-        return told.mdlm_settings(c, size, context)
-    if c.shift or c.qk_norm:
+        found = decoder.llama_settings(c, v.size, context)
+    elif c.norm == "layer":
+        found = told.mdlm_settings(c, v.size, context)
+    elif c.shift or c.qk_norm:
         kind, name = ("Dream", "qwen2") if c.shift else ("sdar", "qwen3")
-        found = decoder.llama_settings(dataclasses.replace(c, shift=False), size, context)
+        found = decoder.llama_settings(dataclasses.replace(c, shift=False), v.size, context)
         if found["model_type"] != name:
             raise UserError(
                 "model.shift", f"is {str(c.shift).lower()}, q/k-norm is {c.qk_norm} and qkv_bias {c.qkv_bias}", "no layout has these"
             )
-        return {**found, "model_type": kind, "architectures": ["DreamModel" if c.shift else "SDARForCausalLM"]}
-    return decoder.llada_settings(c, size, context)
+        found |= {"model_type": kind, "architectures": ["DreamModel" if c.shift else "SDARForCausalLM"]}
+    else:
+        found = decoder.llada_settings(c, v.size, context)
+    return found["model_type"], found

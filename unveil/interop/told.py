@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from unveil.config import TransformerConfig
+from unveil.config import ScoreConfig, TransformerConfig
 from unveil.errors import UserError
 from unveil.interop.pickled import is_buffer
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part, pair
+from unveil.interop.tensors import Some
 from unveil.nn.self_attention import head_width
+from unveil.text.vocabulary import Vocabulary
 
 BACKBONE = "backbone."
 """Before every name of MDLM's and BD3-LM's; SEDD has none."""
@@ -57,7 +59,24 @@ def sedd(given: Mapping[str, Any], source: str) -> tuple[TransformerConfig, int,
         raise UserError(source, "names no model and no graph of type absorb or uniform", "take the config.json of a SEDD")
     s = Settings({key: value for key, value in model.items() if key in _SEDD_DEFAULTS}, _SEDD_DEFAULTS, source)
     tokens = Settings({"tokens": given.get("tokens")}, {"tokens": 50257}, source).count("tokens")
-    return _config(s, "hidden_size", s.count("cond_dim"), True), tokens + (graph["type"] == "absorb"), s.count("length")
+    return _config(s, "hidden_size", s.count("cond_dim"), True), tokens + (not uniform(given)), s.count("length")
+
+
+def uniform(given: Mapping[str, Any]) -> bool:
+    """Whether the chain of a SEDD is the uniform one, which has no mask."""
+    return given["graph"]["type"] == "uniform"
+
+
+def objective(given: Mapping[str, Any], source: str) -> ScoreConfig:
+    """What a SEDD was trained on. Raises UserError for a noise that is none of its authors', and for scores on another scale than ours:
+    divided by the noise under the absorbing chain, as they are under the uniform one."""
+    chain: Literal["absorb", "uniform"] = "uniform" if uniform(given) else "absorb"
+    Settings(given["model"], {**given["model"], "scale_by_sigma": chain == "absorb"}, source).require("scale_by_sigma", chain == "absorb")
+    noise = Settings(given.get("noise") or {}, {"type": "loglinear", "sigma_min": 1e-4, "sigma_max": 20.0}, source)
+    if noise.require("type", "loglinear", "geometric") == "loglinear":
+        return ScoreConfig(chain=chain, schedule="log-linear")
+    low, high = noise.number("sigma_min"), noise.number("sigma_max")
+    return ScoreConfig(chain=chain, schedule="geometric", sigma_min=float(low), sigma_max=float(high))
 
 
 def _config(s: Settings, width: str, condition: int, told: bool) -> TransformerConfig:
@@ -93,14 +112,17 @@ def parts(c: TransformerConfig, prefix: str) -> list[Part]:
     return found
 
 
-def without_buffers(found: Mapping[str, Tensor], c: TransformerConfig, source: str) -> dict[str, Tensor]:
+def without_buffers(found: Mapping[str, Tensor], c: TransformerConfig, source: str) -> Mapping[str, Tensor]:
     """Their weights without what follows from the settings. Raises UserError for rotary frequencies that do not."""
     wanted = frequencies(c)
-    for name, tensor in found.items():
-        if name.endswith("rotary_emb.inv_freq") and not (tensor.shape == wanted.shape and torch.allclose(tensor.float(), wanted)):
+    for name in found:
+        if not name.endswith("rotary_emb.inv_freq"):
+            continue
+        tensor = found[name]
+        if not (tensor.shape == wanted.shape and torch.allclose(tensor.float(), wanted)):
             problem = f"'{name}' are no frequencies to base {c.rope_theta:g}"
             raise UserError(source, problem, "convert a model with plain rotary positions")
-    return {name: tensor for name, tensor in found.items() if not is_buffer(name)}
+    return Some(found, [name for name in found if not is_buffer(name)])
 
 
 def frequencies(c: TransformerConfig) -> Tensor:
@@ -116,14 +138,19 @@ def buffers(c: TransformerConfig, prefix: str, settings: Mapping[str, Any]) -> d
     return found
 
 
-def mdlm_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[str, Any]:
-    """Their settings for ours. Raises UserError for what MDLM does not have."""
+def _check(c: TransformerConfig, theirs: str) -> None:
+    """Raises UserError for a setting that this network does not have."""
     given = {"hidden_dim": c.width, "n_blocks": c.depth, "n_heads": c.heads, "dropout": c.dropout}
     like = _config(Settings(given, _MDLM_DEFAULTS, "model"), "hidden_dim", c.condition, c.time_conditioning)
     for name in (field.name for field in dataclasses.fields(c) if not field.name.startswith("init")):
         if getattr(c, name) != getattr(like, name):
-            problem = f"is {getattr(c, name)}, which MDLM does not have"
+            problem = f"is {getattr(c, name)}, which {theirs} does not have"
             raise UserError(f"model.{name}", problem, f"train with {getattr(like, name)} to export")
+
+
+def mdlm_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[str, Any]:
+    """Their settings for ours. Raises UserError for what MDLM does not have."""
+    _check(c, "MDLM")
     return {
         "architectures": ["MDLM"],
         "model_type": "mdlm",
@@ -136,4 +163,25 @@ def mdlm_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[s
         "dropout": c.dropout,
         "time_conditioning": c.time_conditioning,
         **({} if c.condition else {"adaln": False}),
+    }
+
+
+def sedd_settings(c: TransformerConfig, trained: ScoreConfig, vocabulary: Vocabulary, context: int) -> dict[str, Any]:
+    """As ``mdlm_settings``, of SEDD. Its scores are over all tokens but the mask, which is the last one: a vocabulary with tokens that are
+    no data is refused."""
+    _check(c, "SEDD")
+    absorb = trained.chain == "absorb"
+    none = {i for i in vocabulary.specials if i != vocabulary.end}
+    if none != ({vocabulary.size - 1} if absorb else set()):
+        problem = f"ids {sorted(none)} are no data, of SEDD's {'the last alone is none' if absorb else 'uniform chain all are'}"
+        raise UserError("data.tokenizer", problem, "fine-tune a SEDD to export as one")
+    noise = {"type": "loglinear"}
+    if trained.schedule == "geometric":
+        noise = {"type": "geometric", "sigma_min": trained.sigma_min, "sigma_max": trained.sigma_max}  # type: ignore[dict-item]
+    sizes = {"hidden_size": c.width, "cond_dim": c.condition, "length": context, "n_blocks": c.depth, "n_heads": c.heads}
+    return {
+        "tokens": vocabulary.size - absorb,
+        "model": {**sizes, "dropout": c.dropout, "scale_by_sigma": absorb},
+        "graph": {"type": trained.chain},
+        "noise": noise,
     }

@@ -66,6 +66,13 @@ class HeaderTemplate:
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}{{ '\\n' }}{{ message.content }}<|im_end|>{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
+)
+"""Qwen's turns, which Dream, DiffuCoder and SDAR took over."""
+
+
 class JinjaTemplate:
     """A template as published with a model, in Jinja, with the variables and functions that ``transformers`` gives it.
 
@@ -107,7 +114,8 @@ class JinjaTemplate:
 
 
 def chat_template(folder: Path) -> ChatTemplate:
-    """The template of a model's folder: LLaDA's own, ``chat_template.jinja``, that of ``tokenizer_config.json``, or else the plain one.
+    """The template of a model's folder: LLaDA's own, ``chat_template.jinja``, that of ``tokenizer_config.json``, ``CHATML`` where its
+    tokens are known, or else the plain one.
 
     Raises UserError for a file that is no JSON object, or where several templates are named and none is ``default``.
     """
@@ -124,6 +132,8 @@ def chat_template(folder: Path) -> ChatTemplate:
     alone = folder / "chat_template.jinja"
     if alone.is_file():
         source = alone.read_text(encoding="utf-8")
+    if not source and "<|im_start|>" in _added(folder):
+        source = CHATML
     if not source:
         return PlainTemplate()
     return JinjaTemplate(source, {name: text for name, value in config.items() if name.endswith("_token") and (text := _text(value))})
@@ -144,7 +154,9 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _added(folder: Path) -> set[str]:
     """The added tokens of its tokenizer."""
-    return {str(token.get("content")) for token in _settings(folder / "tokenizer.json").get("added_tokens") or []}
+    listed = _settings(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    tokens = [*(_settings(folder / "tokenizer.json").get("added_tokens") or []), *listed.values()]
+    return {_text(token) for token in tokens}
 
 
 def _text(token: Any) -> str:
