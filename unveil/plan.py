@@ -81,7 +81,7 @@ class Plan:
         """Bytes by part."""
         recipe, width = self.recipe, self.dtype.itemsize
         master = 8 if self.dtype == torch.float64 else 4
-        matrices = sum(p.numel() for name, p in self.network.named_parameters() if p.dim() == 2 and name.startswith("blocks"))
+        matrices = sum(p.numel() for name, p in self.network.named_parameters() if p.dim() == 2 and name.startswith(("blocks", "mtp")))
         moments = 2 * self.parameters - (matrices if recipe.optimizer.kind == "muon" else 0)
         vocabulary, model_width = self.network.get_parameter("head.weight").shape
         chunk = min(CHUNK_ELEMENTS, recipe.data.packing_length * vocabulary)

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoregressive.infill import Tokens, rearrange
-from unveil.autoregressive.objective import next_token_loss, predicted
+from unveil.autoregressive.objective import loss_ahead, next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
 from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.errors import UserError
 from unveil.family import Noise, Request, Snapshot, Term, View
 from unveil.nn.head import cross_entropy
 from unveil.nn.layout import Causal
+from unveil.nn.mtp import states_ahead
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 from unveil.text.proposals import forbid
@@ -54,6 +55,7 @@ class Autoregressive:
             return cross_entropy(forbid(logits_CV, never.to(logits_CV.device)), targets_C)
 
         self._spoken = spoken
+        self._share = 0.0
 
     def build(self) -> nn.Module:
         return Transformer(self.model, self.vocabulary.size, Causal(self.model.window))
@@ -65,12 +67,30 @@ class Autoregressive:
         """Nothing is noised: every prefix of a sequence is a training example."""
         return {}
 
+    def reached(self, share: float) -> None:
+        """Of a run's steps, before each: the weight of multi-token prediction falls on the way."""
+        self._share = share
+
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return {"nll": float(predicted(batch))}
+        return {name: float(predicted(batch, distance)) for distance, name in enumerate(self._terms, start=1)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        """``nll``: nats over all tokens but the first of each sequence."""
-        return {"nll": Term(next_token_loss(model, batch)[0])}
+        """``nll``: nats over all tokens but the first of each sequence. ``mtp1`` and on: of depth k of multi-token prediction, over all
+        but the first k + 1, at ``1 / depths`` of its weight (DeepSeek-V3, eq. 25)."""
+        if not (depths := self.model.mtp.depths):
+            return {"nll": Term(next_token_loss(model, batch)[0])}
+        late = self._share >= self.objective.mtp_early
+        weight = (self.objective.mtp_late_weight if late else self.objective.mtp_weight) / depths
+        states = zip(self._terms, states_ahead(model, batch), strict=True)
+        return {
+            name: Term(loss_ahead(model.head, hidden_TD, batch, distance)[0], weight if distance > 1 else 1.0)
+            for distance, (name, hidden_TD) in enumerate(states, start=1)
+        }
+
+    @property
+    def _terms(self) -> list[str]:
+        """By the distance they look ahead."""
+        return ["nll", *(f"mtp{k}" for k in range(1, self.model.mtp.depths + 1))]
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
         return self.sampler.begin(model, requests)
