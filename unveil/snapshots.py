@@ -23,6 +23,12 @@ class Piece(NamedTuple):
     committed_at: int
 
 
+def acceptance(rows: Sequence[Row]) -> list[float]:
+    """Share of the drafts that stood, by how far ahead they were; 0 where none was put to the test."""
+    totals = np.sum([row.drafts for row in rows if row.drafts], axis=0)
+    return [float(stood / max(tested, 1)) for tested, stood in totals]
+
+
 @dataclass(frozen=True)
 class TextSnapshot:
     """All rows of a call of ``Run.sample`` after a step; rows that were done before it stand as they ended.
@@ -60,6 +66,8 @@ class TextSnapshot:
             return ""
         uncovered = sum(int((row.committed_at > 0).sum()) for row in self.rows)
         words = f"{evaluations} evaluations, {uncovered / evaluations:.2f} tokens each"
+        if any(row.drafts for row in self.rows):
+            words += f", of their drafts {', '.join(f'{share:.0%}' for share in acceptance(self.rows))} accepted"
         return words + (f", {reused / (computed + reused):.0%} of what they saw from the cache" if reused else "")
 
     @cached_property

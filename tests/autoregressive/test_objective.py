@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unveil.autoregressive.objective import next_token_loss, tokens_ahead, predicted
+from unveil.autoregressive.objective import next_token_loss, predicted, tokens_ahead
 from unveil.nn.head import LogitsModel
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unveil.autoregressive.infill import Tokens, rearrange
 from unveil.autoregressive.objective import loss_ahead, next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
+from unveil.autoregressive.speculative import SpeculativeSampler
 from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.errors import UserError
 from unveil.family import Noise, Request, Snapshot, Term, View
@@ -47,7 +48,7 @@ class Autoregressive:
         if not 0 <= objective.fim_rate <= 1:
             raise UserError("objective.fim_rate", f"got {objective.fim_rate}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.objective = vocabulary, model, objective
-        self.sampler = NextTokenSampler(vocabulary, sampler, stop)
+        self.sampler: Any = (SpeculativeSampler if sampler.speculate else NextTokenSampler)(vocabulary, sampler, stop)
         never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end])
 
         # Made once: a compiled head keeps one graph per function.

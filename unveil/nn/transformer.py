@@ -269,7 +269,7 @@ class Transformer(nn.Module):
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""
         for block in (*self.blocks, *(depth.block for depth in self.mtp)):
-            block.compile(backend=backend)  # type: ignore[union-attr, operator]
+            block.compile(backend=backend)
         self.head.compile_loss(backend)
         self._compiled = True
 
