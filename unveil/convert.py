@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from unveil.errors import UserError
 from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
 from unveil.interop.folder import read_json
+from unveil.nn import mtp
 from unveil.run import load
 from unveil.text_run import TextRun
 from unveil.training import final
@@ -20,8 +22,9 @@ Form = Literal["unveil", "diffusers", "hf"]
 CARD = "README.md"
 
 
-def convert(source: str | Path, destination: str | Path, to: Form | None = None) -> Path:
-    """Write the model of ``source`` in the other form (or in the form ``to``); returns the folder, which is made here.
+def convert(source: str | Path, destination: str | Path, to: Form | None = None, say: Callable[[str], object] = lambda line: None) -> Path:
+    """Write the model of ``source`` in the other form (or in the form ``to``); returns the folder, which is made here. ``say`` is told what
+    the other form has no place for and its models do without.
 
     Raises:
         UserError: as ``unveil.load``; the destination exists; the model has that form already, or is what the other form has no
@@ -38,6 +41,8 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None)
         if to not in (None, "hf"):
             raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
         kind = text.write(destination, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
+        if left := left_out(run):
+            say(left)
         (destination / CARD).write_text(text_card(run, destination.name, kind), encoding="utf-8")
         return destination
     if not isinstance(run, ImageRun) or to == "hf":
@@ -90,9 +95,15 @@ unveil sample {folder.name}
 {_training(run.recipe)}"""
 
 
+def left_out(run: TextRun) -> str:
+    """What of a language model the layouts of others do not have, and the model does not need; empty where there is nothing."""
+    count = mtp.parameters(run.model)
+    return f"model.mtp: its {count:,} parameters are left out, the layout has none; without them nothing drafts" if count else ""
+
+
 def text_card(run: TextRun, name: str, kind: str) -> str:
     """The model card of a language model in the layout of ``kind``."""
-    spoken = kind in text.AUTOREGRESSIVE
+    spoken, count = kind in text.AUTOREGRESSIVE, run.parameters() - mtp.parameters(run.model)
     how = "token after token" if spoken else "mask after mask, in any order"
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f'model = AutoModelForCausalLM.from_pretrained("{name}")']
     lines += [
@@ -107,7 +118,7 @@ tags: [text-generation{"" if spoken else ", diffusion"}]
 ---
 # {name}
 
-A language model that writes {how}: a transformer of {run.parameters():,} parameters over {run.tokenizer.vocabulary.size:,} tokens, with a
+A language model that writes {how}: a transformer of {count:,} parameters over {run.tokenizer.vocabulary.size:,} tokens, with a
 context of {run.recipe.data.context:,}, in the layout of `{kind}`.
 
 ## Use

@@ -10,6 +10,7 @@ import torch
 from unveil.environment import device, environment
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
+from unveil.plan import parameters
 from unveil.run import load
 from unveil.stream_run import StreamRun
 from unveil.text_run import TextRun
@@ -41,7 +42,7 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
         broken += not finite
         yield name, f"{list(weight.shape)} {_name(weight.dtype)}" + ("" if finite else "  NOT FINITE")
     yield "family", run.recipe.family
-    yield "parameters", f"{run.parameters():,}"
+    yield "parameters", parameters(run.model)
     if isinstance(run, TextRun):
         yield "vocabulary", f"{run.tokenizer.vocabulary.size:,}"
     elif isinstance(run, ImageRun):

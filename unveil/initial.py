@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from unveil import recipe as recipes
-from unveil.config import TextRecipe, TokenizerConfig
+from unveil.config import DiscreteRecipe, MTPConfig, TextRecipe, TokenizerConfig
 from unveil.errors import UserError
 from unveil.interop import text
 from unveil.text_run import TextRun
@@ -32,6 +32,8 @@ def adopted(recipe: Any) -> Any:
         raise UserError(FIELD, f"given, and a recipe of the family {recipe.family!r} cannot begin with a run's weights", "leave it out")
     folder, theirs = _source(recipe.training.initial)
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
+    if isinstance(recipe, DiscreteRecipe):
+        model = replace(model, mtp=MTPConfig())
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
     return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer))
 
@@ -39,7 +41,10 @@ def adopted(recipe: Any) -> Any:
 def give(recipe: TextRecipe, model: nn.Module) -> None:
     """Copy the weights of the recipe's ``training.initial`` into ``model``. Raises UserError where they do not fit one to one."""
     folder, theirs = _source(recipe.training.initial)
-    assign(weights(TextRun.read(folder, folder, theirs).model), weights(model), str(folder))
+    wanted, found = weights(model), weights(TextRun.read(folder, folder, theirs).model)
+    if not recipe.model.mtp.depths:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith("mtp.")}
+    assign(found, wanted, str(folder))
 
 
 def _source(path: str) -> tuple[Path, TextRecipe]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unveil.autoregressive.speculative import acceptance
 from unveil.canvas import Canvas
 from unveil.data.tokenizer import Tokenizer
 from unveil.family import Row
@@ -21,12 +22,6 @@ class Piece(NamedTuple):
 
     text: str
     committed_at: int
-
-
-def acceptance(rows: Sequence[Row]) -> list[float]:
-    """Share of the drafts that stood, by how far ahead they were; 0 where none was put to the test."""
-    totals = np.sum([row.drafts for row in rows if row.drafts], axis=0)
-    return [float(stood / max(tested, 1)) for tested, stood in totals]
 
 
 @dataclass(frozen=True)

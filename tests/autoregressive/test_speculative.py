@@ -77,28 +77,29 @@ def same(a: Row, b: Row) -> None:
     assert np.abs(a.confidence - b.confidence).max() <= 1e-7  # they are float32
 
 
-@pytest.mark.parametrize("way", ["greedy", "greedy, penalty"])
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(
+    ("kind", "way"), [*((kind, "greedy") for kind in NETWORKS), ("three", "greedy, penalty"), ("two, latent", "greedy, penalty")]
+)
 def test_greedy_text_is_that_of_plain_decoding(network: Make, kind: str, way: str) -> None:
-    """In batches of six and alone, over sixty prompts, with as many drafts as there are depths and with fewer."""
+    """In batches of six and alone, over many prompts, with as many drafts as there are depths and with fewer."""
     config = NETWORKS[kind]
     model = taught(network(size=40, config=config))
     rng = np.random.default_rng(0)
-    prompts = [[34, *rng.integers(0, 34, n).tolist()] for n in rng.integers(0, 12, 54)]
+    prompts = [[34, *rng.integers(0, 34, n).tolist()] for n in rng.integers(0, 12, 12)]
     asked = requests([*PROMPTS, *prompts])
     plain = written(model, WAYS[way], asked)
     stood = 0
     for drafts in {1, config.mtp.depths}:
         chosen = replace(WAYS[way], speculate=drafts)
-        fast = [row for at in range(0, 60, 6) for row in written(model, chosen, asked[at : at + 6])]
+        fast = [row for at in range(0, 18, 6) for row in written(model, chosen, asked[at : at + 6])]
         for index, (row, twin) in enumerate(zip(fast, plain, strict=True)):
             same(row, twin)
             stood += row.drafts[0][1]
             new = len(row.tokens) - len(asked[index].tokens)
             assert len(row.drafts) == drafts and row.evaluations <= new
-            if index < 12:
+            if index < 6:
                 same(written(model, chosen, asked[index : index + 1])[0], row)
-    assert stood > 50  # the test is of something: drafts stand, and fall
+    assert stood > 15  # the test is of something: drafts stand, and fall
 
 
 @pytest.mark.parametrize("kind", ["one", "three", "two, latent"])
@@ -230,7 +231,7 @@ def test_texts_follow_the_law_of_plain_decoding(network: Make, vocabulary: Vocab
                 follow([*text, token], p * float(q[token]))
 
     follow([], 1.0)
-    number = 12_000
+    number = 6_000
     done = finish(sampler, model, sampler.begin(model, [Request(np.array(prompt), 3, seed) for seed in range(number)]))
     counts = dict.fromkeys(law, 0)
     for row in done.values():
@@ -276,8 +277,19 @@ def test_the_steps_and_passes_of_a_row_are_told(network: Make) -> None:
         assert row.evaluations == len(passes) + 1
         assert row.committed_at.max() == state.steps
         stood = row.drafts
-        assert all(b[0] == a[1] for a, b in zip(stood, stood[1:], strict=False)) and stood[0][0] == len(passes)
+        assert all(b[0] == a[1] for a, b in itertools.pairwise(stood)) and stood[0][0] == len(passes)
     assert set(passes) == {(1, 4)}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_writes_the_same(network: Make) -> None:
+    model = taught(network(size=40, config=NETWORKS["one"]))
+    plain = written(model, WAYS["greedy"], requests())
+    model.compile_decoding("aot_eager")
+    rows = written(model, replace(WAYS["greedy"], speculate=1), requests())
+    for row, twin in zip(rows, plain, strict=True):
+        same(row, twin)
+    assert sum(row.drafts[0][1] for row in rows) > 5
 
 
 def test_a_model_without_depths_does_not_speculate(network: Make) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from unveil.autoregressive.infill import Tokens, rearrange
 from unveil.autoregressive.objective import loss_ahead, next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
-from unveil.autoregressive.speculative import SpeculativeSampler
+from unveil.autoregressive.speculative import SpeculativeSampler, acceptance
 from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.errors import UserError
-from unveil.family import Noise, Request, Snapshot, Term, View
+from unveil.family import Noise, Request, Snapshot, Table, Term, View
 from unveil.nn.head import cross_entropy
 from unveil.nn.layout import Causal
 from unveil.nn.mtp import states_ahead
@@ -116,5 +116,13 @@ class Autoregressive:
         return total_N, torch.zeros_like(total_N)
 
     def views(self, run: Any) -> list[View]:
-        """None of its own: next-token training measures nothing beside its loss, and samples speak through snapshots."""
-        return []
+        """What the depths of multi-token prediction are good for, in texts from their beginning: greedy, and drawn as the recipe says."""
+        if not (depths := self.model.mtp.depths):
+            return []
+        length, rows = min(run.recipe.sampler.length, run.recipe.data.context - 1), []
+        for way, settings in (("greedy", {"temperature": 0.0, "num": 1}), ("drawn", {"num": 4})):
+            *_, last = run.sample(length=length, speculate=depths, **settings)
+            new, passes = sum(int((row.committed_at > 0).sum()) for row in last.rows), sum(row.evaluations for row in last.rows)
+            rows.append((way, f"{new / passes:.2f}", *(f"{share:.0%}" for share in acceptance(last.rows))))
+        columns = ("texts", "tokens for one pass", *(f"accepted, {k} ahead" for k in range(1, depths + 1)))
+        return [Table("Drafts of multi-token prediction", columns, rows)]

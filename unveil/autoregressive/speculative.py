@@ -167,3 +167,9 @@ def _rows(state: SpeculativeState, final_B: Array, only: Array | None = None) ->
             drafts = zip(ledger.tested_BK[index].tolist(), ledger.stood_BK[index].tolist(), strict=True)
             shown.append(replace(row, evaluations=int(ledger.evaluations_B[index]), drafts=tuple(drafts)))
     return shown
+
+
+def acceptance(rows: Sequence[Row]) -> list[float]:
+    """Share of the drafts that stood, by how far ahead they were; 0 where none was put to the test."""
+    totals = np.sum([row.drafts for row in rows if row.drafts], axis=0)
+    return [float(stood / max(tested, 1)) for tested, stood in totals]

@@ -43,6 +43,12 @@ class Depth(nn.Module):
         return self.project(torch.cat((self.token_norm(embedded_TD), self.state_norm(state_TD)), dim=-1))
 
 
+def parameters(model: nn.Module) -> int:
+    """Of the depths: what plain sampling does without."""
+    depths = getattr(model, "mtp", None)
+    return 0 if depths is None else sum(p.numel() for p in depths.parameters())
+
+
 def states_ahead(model: Any, batch: Packed) -> list[Tensor]:
     """Hidden states ``[T, D]``, ready for the head, that predict the next token, the one after it and so on: one more than depths.
 
