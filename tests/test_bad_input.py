@@ -122,6 +122,26 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: ["sample", str(p.ar), "--prompt", "x" * (CONTEXT - 5)],
         ("prompt", "8 new", "--sampler.length 4"),
     ),
+    "drafts of a run that cannot draft": (
+        lambda p: ["sample", str(p.ar), "--sampler.speculate", "2"],
+        ("sampler.speculate", "2 with model.mtp.depths = 0", "--model.mtp.depths 1"),
+    ),
+    "more drafts than depths": (
+        lambda p: ["train", "mtp-python", "--sampler.speculate", "3"],
+        ("sampler.speculate", "3 is above model.mtp.depths = 1", "at most 1"),
+    ),
+    "predictions beyond the context": (
+        lambda p: ["train", "mtp-python", "--model.mtp.depths", "255"],
+        ("model.mtp.depths", "255", "data.context = 256", "at most 254"),
+    ),
+    "a negative weight of predictions ahead": (
+        lambda p: ["train", "mtp-python", "--objective.mtp-weight", "-0.3"],
+        ("objective.mtp_weight", "-0.3", "at least 0"),
+    ),
+    "predictions ahead in any order": (
+        lambda p: ["train", "llada-python", "--model.mtp.depths", "1"],
+        ("model.mtp.depths", "1 in a model that uncovers tokens in any order", "set it to 0"),
+    ),
     "infill of no tokens": (lambda p: ["sample", str(p.run), "--infill", "a<mask:0>b"], ("infill", "<mask:0>", "at least one")),
     "fewer steps than windows": (
         lambda p: ["sample", str(p.run), "--sampler.steps", "2", "--sampler.window", "3"],

@@ -26,6 +26,7 @@ from unveil.config_images import MLPConfig as MLPConfig
 from unveil.config_images import PathConfig as PathConfig
 from unveil.config_images import UNetConfig as UNetConfig
 from unveil.config_latent import LatentConfig as LatentConfig
+from unveil.config_latent import MTPConfig as MTPConfig
 from unveil.config_latent import YarnConfig as YarnConfig
 from unveil.config_streams import CausalConfig as CausalConfig
 from unveil.config_streams import OadTRConfig as OadTRConfig
@@ -140,12 +141,19 @@ class TransformerConfig:
     latent: LatentConfig = field(default_factory=LatentConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    mtp: MTPConfig = field(default_factory=MTPConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokenConfig:
     fim_rate: Share = 0.1
     """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
+    mtp_weight: NonNegative = 0.3
+    """Of the mean loss of the depths of ``model.mtp``, the next token's being 1; for ``mtp_early`` of the run."""
+    mtp_late_weight: NonNegative = 0.1
+    """After it."""
+    mtp_early: Share = 0.67
+    """Share of the steps with the first weight (DeepSeek-V3: 10 T of 14.8 T tokens)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +166,9 @@ class NextTokenSamplerConfig:
     min_p: Share = 0.0
     repetition_penalty: Positive = 1.0
     stop: tuple[str, ...] = ()
+    speculate: Natural = 0
+    """Tokens that the depths of ``model.mtp`` draft ahead, to be accepted or not in one pass of the trunk; what is written stays the
+    same in law, and word for word at temperature 0. 0 drafts none."""
 
 
 @dataclass(frozen=True, kw_only=True)

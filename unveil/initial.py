@@ -10,7 +10,7 @@ from torch import nn
 
 from unveil import bases
 from unveil import recipe as recipes
-from unveil.config import AutoregressiveRecipe, BlockConfig, TextRecipe, TokenizerConfig
+from unveil.config import AutoregressiveRecipe, BlockConfig, DiscreteRecipe, MTPConfig, TextRecipe, TokenizerConfig
 from unveil.errors import UserError
 from unveil.interop import text
 from unveil.text_run import TextRun
@@ -34,6 +34,8 @@ def adopted(recipe: Any) -> Any:
     folder, theirs = _source(recipe.training.initial)
     _check_stages(recipe, theirs)
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
+    if isinstance(recipe, DiscreteRecipe):
+        model = replace(model, mtp=MTPConfig())
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
     training = replace(recipe.training, initial=str(Path(recipe.training.initial).resolve()))
     adapter = recipe.adapter
@@ -58,7 +60,10 @@ def _check_stages(recipe: TextRecipe, theirs: TextRecipe) -> None:
 def give(recipe: TextRecipe, model: nn.Module) -> None:
     """Copy the weights of the recipe's ``training.initial`` into ``model``. Raises UserError where they do not fit one to one."""
     folder, theirs = _source(recipe.training.initial)
-    assign(weights(TextRun.read(folder, folder, theirs).model), weights(model), str(folder))
+    wanted, found = weights(model), weights(TextRun.read(folder, folder, theirs).model)
+    if not recipe.model.mtp.depths:
+        found = {name: tensor for name, tensor in found.items() if not name.startswith("mtp.")}
+    assign(found, wanted, str(folder))
 
 
 def spent(recipe: TextRecipe) -> float:

@@ -147,6 +147,8 @@ def checked(recipe: R) -> R:
         _check_discrete(recipe)
     if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe):
         _check_adapter(recipe)
+    if isinstance(recipe, AutoregressiveRecipe):
+        _check_ahead(recipe)
     return recipe
 
 
@@ -169,6 +171,18 @@ def _check_adapter(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
         raise UserError("optimizer.kind", problem, "take adamw for adapters")
     if adapter.weights != "full" and recipe.training.dtype == "float64":
         raise UserError("adapter.weights", f"'{adapter.weights}' with training.dtype 'float64'", "take 'full', or another dtype")
+
+
+def _check_ahead(recipe: AutoregressiveRecipe) -> None:
+    depths, context, drafted = recipe.model.mtp.depths, recipe.data.context, recipe.sampler.speculate
+    if depths > context - 2:
+        problem = f"{depths}, and of data.context = {context} tokens none has so many after the next one"
+        raise UserError("model.mtp.depths", problem, f"take at most {context - 2}")
+    if drafted and not depths:
+        problem = f"{drafted} with model.mtp.depths = 0: nothing drafts"
+        raise UserError("sampler.speculate", problem, "set it to 0, or train a model with --model.mtp.depths 1")
+    if drafted > depths:
+        raise UserError("sampler.speculate", f"{drafted} is above model.mtp.depths = {depths}", f"take at most {depths}")
 
 
 def _check_latent(model: TransformerConfig) -> None:
@@ -205,6 +219,8 @@ def _check_experts(model: TransformerConfig) -> None:
 
 def _check_discrete(recipe: DiscreteRecipe) -> None:
     objective, model, context = recipe.objective, recipe.model, recipe.data.context
+    if model.mtp.depths:
+        raise UserError("model.mtp.depths", f"{model.mtp.depths} in a model that uncovers tokens in any order", "set it to 0")
     if objective.end_padding > context:
         raise UserError("objective.end_padding", f"{objective.end_padding} is more than data.context = {context}", "lower it")
     if model.time_conditioning and not isinstance(objective, ScoreConfig):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unveil.autoregressive.objective import next_token_loss, next_tokens, predicted
+from unveil.autoregressive.objective import next_token_loss, predicted, tokens_ahead
 from unveil.nn.head import LogitsModel
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
@@ -26,7 +26,7 @@ def gradient(model: Transformer, total: torch.Tensor) -> torch.Tensor:
 
 def test_targets_never_cross_documents() -> None:
     batch = Packed.of(sequences())
-    targets, followed = next_tokens(batch)
+    targets, followed = tokens_ahead(batch)
     for tokens, target, mask in zip(batch.split(), batch.split(targets), batch.split(followed), strict=True):
         assert mask.tolist() == [True] * (len(tokens) - 1) + [False]
         assert target[mask].tolist() == tokens[1:].tolist()
@@ -43,7 +43,7 @@ def test_repeated_boundaries_change_nothing() -> None:
         batch.sample_ids_N,
     )
     assert predicted(padded) == predicted(batch)
-    assert torch.equal(next_tokens(padded)[1], next_tokens(batch)[1])
+    assert torch.equal(tokens_ahead(padded)[1], tokens_ahead(batch)[1])
 
 
 def test_the_loss_is_the_plain_cross_entropy(network: Make) -> None:
