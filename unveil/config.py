@@ -42,9 +42,11 @@ FORMAT_VERSION = 1
 class SourceConfig:
     """Where documents come from."""
 
-    kind: Literal["python", "text", "jsonl", "parquet", "hub"] = "python"
+    kind: Literal["python", "text", "jsonl", "parquet", "hub", "chat"] = "python"
+    """``chat`` is JSONL of conversations, of which the answers are learned: ``{"messages": [{"role": ..., "content": ...}, ...]}`` or
+    ``{"prompt": ..., "response": ...}``."""
     path: str = ""
-    """A file, a folder or a hub id; not used by ``python``."""
+    """A file, a folder or a hub id; not used by ``python``. Of ``chat`` empty means sums, made here."""
     weight: Positive = 1.0
     """Share of the tokens in a mixture, relative to the other sources."""
     column: str = "text"
@@ -60,12 +62,19 @@ class TokenizerConfig:
     """Size with the special tokens, for ``bpe``."""
     path: str = ""
     """A ``tokenizer.json``, for ``file``."""
+    specials: tuple[int, ...] = ()
+    """Of a ``file`` that belongs to another library's network: its number of tokens and the ids of start, end, mask, prefix, suffix and
+    middle, -1 for one it does not have. Empty: those that are missing are appended."""
+    opens: bool = True
+    """Whether a text begins with the start token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDataConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    template: str = ""
+    """Folder of a model whose chat template conversations are written in; empty means that of ``training.initial``, or a plain one."""
     split: Literal["document", "tail"] = "document"
     """How documents are held out: by a hash of the document's name, or the tail of every document's characters."""
     validation: Share = 0.05

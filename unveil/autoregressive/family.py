@@ -19,6 +19,7 @@ from unveil.nn.head import cross_entropy
 from unveil.nn.layout import Causal
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
+from unveil.text.conversation import answered
 from unveil.text.proposals import forbid
 from unveil.text.vocabulary import Vocabulary
 
@@ -61,16 +62,24 @@ class Autoregressive:
     def transform(self, tokens: Tokens, rng: np.random.Generator) -> Tokens:
         return rearrange(tokens, self.vocabulary, self.objective.fim_rate, rng)
 
+    def converse(self, tokens: Tokens, spans: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Every answer is learned, since none sees what follows it, and the end after the last."""
+        return answered(tokens, spans, self.vocabulary.end, 1)
+
+    def answer(self, tokens: Tokens, spans: Tokens, index: int) -> tuple[Tokens, Tokens]:
+        """A conversation up to one of its answers, all else told."""
+        return answered(tokens, spans[index : index + 1], self.vocabulary.end, int(index == len(spans) - 1))
+
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Nothing is noised: every prefix of a sequence is a training example."""
         return {}
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return {"nll": float(predicted(batch))}
+        return {"nll": float(predicted(batch, noise.get("given")))}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        """``nll``: nats over all tokens but the first of each sequence."""
-        return {"nll": Term(next_token_loss(model, batch)[0])}
+        """``nll``: nats over all tokens but the first of each sequence and those told."""
+        return {"nll": Term(next_token_loss(model, batch, given_T=noise.get("given"))[0])}
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
         return self.sampler.begin(model, requests)
@@ -80,9 +89,10 @@ class Autoregressive:
 
     @torch.no_grad()
     def log_likelihood(
-        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None, given_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say.
+        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say, nor has ``given_T``: what stands before a
+        token is told.
 
         The law is that of the sampler at temperature 1: special tokens but the end have probability 0 as a continuation, so a counted
         sentinel costs minus infinity. A sequence's first token is given; ``counted_T`` (bool) chooses among the others, default all.

@@ -21,16 +21,24 @@ def next_tokens(batch: Packed) -> tuple[Tensor, Tensor]:
     return batch.tokens_T.roll(-1), batch.positions_T.roll(-1) != 0
 
 
-def predicted(batch: Packed) -> int:
-    """How many tokens of the batch are predicted: all but the first of each sequence. Needs no look at the tensors' values."""
+def predicted(batch: Packed, given_T: Tensor | None = None) -> int:
+    """How many tokens of the batch are predicted: all but the first of each sequence and those told. Without any of these it needs no look
+    at the tensors' values."""
+    if given_T is not None:
+        return int((next_tokens(batch)[1] & ~given_T.roll(-1)).sum())
     return batch.tokens_T.shape[0] - batch.sample_ids_N.shape[0]
 
 
-def next_token_loss(model: Any, batch: Packed, token_loss: Callable[..., Tensor] = cross_entropy) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every next token, nats: the differentiable sum over the batch, and ``losses_T``, detached, 0 where no token follows.
+def next_token_loss(
+    model: Any, batch: Packed, token_loss: Callable[..., Tensor] = cross_entropy, given_T: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every next token, nats: the differentiable sum over the batch, and ``losses_T``, detached, 0 where no token follows
+    or the one that does is told (``given_T``, bool).
 
     ``model`` maps a batch to hidden states and has a ``head`` (``Transformer``, or any network in a ``LogitsModel``).
     """
     targets_T, followed_T = next_tokens(batch)
+    if given_T is not None:
+        followed_T = followed_T & ~given_T.roll(-1)
     total, losses_T = model.head.reduce(model(batch), token_loss, followed_T.float(), targets_T)
     return total, torch.where(followed_T, losses_T, 0.0)

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unveil.config import SourceConfig, TextDataConfig
+from unveil.config import SourceConfig, TextDataConfig, TokenizerConfig
+from unveil.data import chats
 from unveil.data.columns import cache_folder
 from unveil.data.corpus import documents, fingerprint
 from unveil.data.overlap import HeldOut
@@ -53,6 +54,10 @@ class Prepared:
     near_duplicates: int
     """Training documents left out because they nearly equal held-out text."""
     folder: Path
+    shortened: int = 0
+    """Conversations that lost their oldest turns to fit into the context."""
+    dropped: int = 0
+    """Conversations whose last turn alone does not."""
 
 
 class _Raw(NamedTuple):
@@ -89,7 +94,11 @@ def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None 
     keys = [_key([source.kind, source.column, source.documents, config.limit, fingerprint(source)]) for source in config.sources]
     tokenizer_file = config.tokenizer.path if config.tokenizer.kind == "file" else ""
     file = Tokenizer.load(tokenizer_file).digest() if tokenizer_file else ""
-    key = _key([keys, {**asdict(config.tokenizer), "path": file}, config.split, config.validation, config.test])
+    shaped: list[Any] = [keys, {**asdict(config.tokenizer), "path": file}, config.split, config.validation, config.test]
+    if any(map(chats.conversations, config.sources)):
+        template = chats.template_for(config)
+        shaped += [template.source, dict(template.specials), config.context]
+    key = _key(shaped)
     folder = cache_folder(config) / "tokens" / key
     try:
         if not _complete(folder):
@@ -101,6 +110,9 @@ def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None 
             "data.cache", f"'{folder}' cannot be used ({error.strerror or error})", "free some space or name another folder"
         ) from error
     for source, store in zip(config.sources, prepared.splits["train"], strict=True):
+        if not len(store) and prepared.dropped and chats.conversations(source):
+            problem = f"{config.context} tokens hold none of the conversations of '{source.path}'"
+            raise UserError("data.context", problem, "raise it, or give shorter ones")
         if not len(store):
             problem = f"nothing of '{source.path or source.kind}' is left to train on: all is held out or nearly equal to what is"
             raise UserError("data.sources", problem, "give it more documents, or drop it")
@@ -131,7 +143,8 @@ def _open(folder: Path, key: str, config: TextDataConfig) -> Prepared:
     }
     total = sum(source.weight for source in config.sources)
     weights = tuple(source.weight / total for source in config.sources)
-    return Prepared(Tokenizer.load(folder / "tokenizer.json"), splits, weights, manifest["near_duplicates"], folder)
+    tokenizer = Tokenizer.reopen(folder / "tokenizer.json", config.tokenizer)
+    return Prepared(tokenizer, splits, weights, manifest["near_duplicates"], folder, *manifest["misfits"])
 
 
 def _read_json(path: Path) -> Any:
@@ -209,7 +222,8 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
     raws = _raw(config, keys, report)
     held_out = folder / "held-out.npz"
     if not held_out.exists():
-        HeldOut.of(data for raw in raws for _, _, part, data in _parts(raw, config) if part.split != "train").save(held_out)
+        parts = ((raw, part, data) for raw in raws for _, _, part, data in _parts(raw, config))
+        HeldOut.of(_compared(raw, config, data) for raw, part, data in parts if part.split != "train").save(held_out)
     with ExitStack() as stack:
         pool: Executor | None = None
         if workers > 1 and len(raws) > 1:
@@ -231,11 +245,14 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
         todo = [(one, config, key, tokenizer_path) for one in work if not one.target.exists()]
         for _ in _each(pool, _encode, todo, "encoding", report):
             pass
+        counts = [_read_json(path) for path in (_misfits(one.target) for one in work) if path.exists()]
+        misfits = [sum(column) for column in zip([0, 0], *counts, strict=True)]
     held: list[tuple[Split, float]] = [("validation", config.validation), ("test", config.test)]
     for split, share in held:
         if share and not any(shards[split]):
             raise UserError(f"data.{split}", f"{share} of this text is less than a character", "raise it or set it to 0")
-    _write_json(folder / "prepared.json", {**shards, "near_duplicates": sum(sum(one.dropped) for one in checked)})
+    near_duplicates = sum(sum(one.dropped) for one in checked)
+    _write_json(folder / "prepared.json", {**shards, "near_duplicates": near_duplicates, "misfits": misfits})
 
 
 @contextmanager
@@ -253,9 +270,12 @@ def _tokenizer_text(config: TextDataConfig, raws: Sequence[_Raw], checked: Seque
     """What the tokenizer is trained on: training text. Only ``characters`` sees all, for an alphabet tells nothing of the text and a
     held-out character without a token could not be scored."""
     characters = config.tokenizer.kind == "characters"
+    template = chats.template_for(config)
     left = [TOKENIZER_BYTES // len(config.sources)] * len(config.sources)
     for raw, (dropped, _) in zip(raws, checked, strict=True):
-        for row, _, part, data in _parts(raw, config):
+        for row, name, part, data in _parts(raw, config):
+            if chats.conversations(config.sources[raw.source]):
+                data = chats.text_of(data, name, template)
             if characters:
                 yield data
             elif part.split == "train" and not dropped[row] and left[raw.source] > 0:
@@ -296,29 +316,51 @@ def _held_out(path: Path) -> HeldOut:
     return HeldOut.load(path)
 
 
+def _compared(raw: _Raw, config: TextDataConfig, data: bytes) -> bytes:
+    """What of a document tells whether it is another's copy."""
+    return chats.contents(data) if chats.conversations(config.sources[raw.source]) else data
+
+
 def _check(raw: _Raw, config: TextDataConfig, held_out: Path) -> _Checked | _Failure:
     try:
         dropped, splits = [False] * len(read_shard(raw.path, raw.key).names), set()
         for row, _, part, data in _parts(raw, config):
             splits.add(part.split)
-            dropped[row] |= part.split == "train" and _held_out(held_out).holds(data)
+            dropped[row] |= part.split == "train" and _held_out(held_out).holds(_compared(raw, config, data))
         return _Checked(dropped, [split for split in SPLITS if split in splits])
     except UserError as error:
         return _Failure(error.field, error.problem, error.remedy)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
+def _tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
+    return Tokenizer.reopen(path, config)
+
+
+def _misfits(shard: Path) -> Path:
+    """Beside a shard: how many of its conversations were shortened, and how many it lacks."""
+    return shard.with_suffix(".json")
 
 
 def _encode(work: _Work, config: TextDataConfig, key: str, tokenizer_path: Path) -> _Failure | None:
-    tokenizer = _tokenizer(tokenizer_path)
+    tokenizer, template = _tokenizer(tokenizer_path, config.tokenizer), chats.template_for(config)
+    misfits = [0, 0]
     try:
         entries = []
         for row, name, part, data in _parts(work.raw, config):
-            if part.split == work.split and not (part.split == "train" and work.dropped[row]):
+            if part.split != work.split or (part.split == "train" and work.dropped[row]):
+                continue
+            if not chats.conversations(config.sources[work.raw.source]):
                 entries.append(Entry(name, tokenizer.encode(data), len(data), part.ends))
+                continue
+            found = chats.encode(data, name, tokenizer, template, config.context)
+            if found is None:
+                misfits[1] += 1
+            else:
+                misfits[0] += found.shortened
+                entries.append(Entry(name, found.tokens, found.source_bytes, True, found.spans))
+        if chats.conversations(config.sources[work.raw.source]):
+            _write_json(_misfits(work.target), misfits)
         write_shard(work.target, entries, np.uint16 if tokenizer.vocabulary.size <= 2**16 else np.uint32, key)
         return None
     except UserError as error:
