@@ -178,7 +178,7 @@ class ScheduleConfig:
 class TrainingConfig:
     steps: Count = 1000
     initial: str = ""
-    """A run of text whose weights training begins with; network and tokenizer are that run's."""
+    """A run of text, or another library's folder, whose weights training begins with; network, tokenizer and chat template are its."""
     minutes: NonNegative = 0.0
     """If above 0, ``steps`` is set from the measured speed so that training takes about this long."""
     packs: Count = 1

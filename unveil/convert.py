@@ -13,6 +13,7 @@ from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
 from unveil.interop.folder import read_json
 from unveil.run import load
+from unveil.text.chat import chat_template
 from unveil.text_run import TextRun
 from unveil.training import final
 
@@ -38,6 +39,7 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None)
         if to not in (None, "hf"):
             raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
         kind = text.write(destination, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
+        chat_template(run.folder).save(destination)
         (destination / CARD).write_text(text_card(run, destination.name, kind), encoding="utf-8")
         return destination
     if not isinstance(run, ImageRun) or to == "hf":

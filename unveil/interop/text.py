@@ -122,7 +122,15 @@ def _block(given: Mapping[str, Any], kind: str, source: str) -> int:
 
 
 def read(folder: Path) -> Foreign:
-    """The model of a folder, its weights in the dtype in which they lie there, each read once into its place.
+    """The model of a folder, its weights in the dtype in which they lie there, each read once into its place. Raises UserError."""
+    found = described(folder)
+    kind = kind_of(read_json(folder / CONFIG, _DOWNLOAD), str(folder / CONFIG))
+    _fill(found.model, parts(found.model.config, kind), folder)
+    return found._replace(model=found.model.eval())
+
+
+def described(folder: Path) -> Foreign:
+    """The model of a folder without its weights: on the meta device.
 
     Raises:
         UserError: a file is missing or corrupted, weights are pickled, missing, left over or misshapen, a model type or a setting is not
@@ -131,13 +139,12 @@ def read(folder: Path) -> Foreign:
     source = str(folder / CONFIG)
     given = read_json(folder / CONFIG, _DOWNLOAD)
     kind = kind_of(given, source)
-    built, names, context = network(given, source)
+    built, _, context = network(given, source)
     if built.config.time_conditioning:
         raise UserError(source, "the network is told the noise level, which no sampler here tells it", "take one without time conditioning")
     vocabulary = _vocabulary(folder, given, kind, len(built.embedding.weight))
     tokenizer = Tokenizer.load(folder / TOKENIZER, vocabulary, opens=kind not in ("qwen2", "qwen3", "sdar"))
-    _fill(built, names, folder)
-    return Foreign(_recipe(folder, kind, built, context), tokenizer, built.eval())
+    return Foreign(_recipe(folder, kind, built, context), tokenizer, built)
 
 
 def _fill(built: Transformer, names: list[Part], folder: Path) -> None:
