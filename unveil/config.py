@@ -45,9 +45,11 @@ FORMAT_VERSION = 1
 class SourceConfig:
     """Where documents come from."""
 
-    kind: Literal["python", "text", "jsonl", "parquet", "hub"] = "python"
+    kind: Literal["python", "text", "jsonl", "parquet", "hub", "chat"] = "python"
+    """``chat`` is JSONL of conversations, of which the answers are learned: ``{"messages": [{"role": ..., "content": ...}, ...]}`` or
+    ``{"prompt": ..., "response": ...}``."""
     path: str = ""
-    """A file, a folder or a hub id; not used by ``python``."""
+    """A file, a folder or a hub id; not used by ``python``. Of ``chat`` empty means sums, made here."""
     weight: Positive = 1.0
     """Share of the tokens in a mixture, relative to the other sources."""
     column: str = "text"
@@ -63,6 +65,11 @@ class TokenizerConfig:
     """Size with the special tokens, for ``bpe``."""
     path: str = ""
     """A ``tokenizer.json``, for ``file``."""
+    specials: tuple[int, ...] = ()
+    """Of a ``file`` that belongs to another library's network: its number of tokens and the ids of start, end, mask, prefix, suffix and
+    middle, -1 for one it does not have. Empty: those that are missing are appended."""
+    opens: bool = True
+    """Whether a text begins with the start token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,8 @@ class TextDataConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     curation: CurationConfig = field(default_factory=CurationConfig)
+    template: str = ""
+    """Folder of a model whose chat template conversations are written in; empty means that of ``training.initial``, or a plain one."""
     split: Literal["document", "tail"] = "document"
     """How documents are held out: by a hash of the document's name, or the tail of every document's characters."""
     validation: Share = 0.05
@@ -205,7 +214,7 @@ class ScheduleConfig:
 class TrainingConfig:
     steps: Count = 1000
     initial: str = ""
-    """A run of text whose weights training begins with; network and tokenizer are that run's."""
+    """A run of text, or another library's folder, whose weights training begins with; network, tokenizer and chat template are its."""
     minutes: NonNegative = 0.0
     """If above 0, ``steps`` is set from the measured speed so that training takes about this long."""
     packs: Count = 1

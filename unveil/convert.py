@@ -16,6 +16,7 @@ from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
 from unveil.nn import mtp
 from unveil.run import load
+from unveil.text.chat import chat_template
 from unveil.text_run import TextRun
 from unveil.training import final
 
@@ -66,6 +67,7 @@ def _write_text(run: TextRun, folder: Path, to: Form | None, say: Callable[[str]
     kind = text.write(folder, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
     if count := mtp.parameters(run.model):
         say(f"model.mtp: its {count:,} parameters are left out, the layout has none; without them nothing drafts")
+    chat_template(run.folder).save(folder)
     cards.write(folder, cards.of_text(run, folder.name, kind))
     return folder
 

@@ -251,7 +251,7 @@ def size(count: float) -> str:
 
 def _vocabulary(config: TokenizerConfig) -> Vocabulary:
     if config.kind == "file":
-        return Tokenizer.load(config.path).vocabulary
+        return Tokenizer.reopen(config.path, config).vocabulary
     size = {"bytes": 256, "characters": CHARACTERS, "bpe": config.vocabulary - len(SPECIALS)}[config.kind] + len(SPECIALS)
     return Vocabulary(size, *range(size - len(SPECIALS), size))
 

@@ -95,3 +95,18 @@ def test_any_network_of_logits_will_do() -> None:
     plain = sum(F.cross_entropy(table[s[:-1]], s[1:], reduction="sum") for s in sequences() if len(s) > 1)
     assert torch.allclose(total, torch.as_tensor(plain))
     assert all(map(torch.allclose, torch.autograd.grad(total, table), torch.autograd.grad(plain, table)))
+
+
+def test_what_is_told_is_not_predicted_and_not_counted(network: Make) -> None:
+    """Fine-tuning on answers: loss, denominator and gradient are those of the other tokens."""
+    model, batch = network(), Packed.of(sequences())
+    given = torch.rand(batch.size, generator=torch.Generator().manual_seed(1)) < 0.5
+    total, losses = next_token_loss(model, batch, given_T=given)
+    plain = torch.zeros((), dtype=torch.float64)
+    for tokens, told in zip(batch.split(), batch.split(given), strict=True):
+        each = F.cross_entropy(model.head(model(Packed.of([tokens])))[:-1], tokens[1:], reduction="none")
+        plain = plain + each[~told[1:]].sum()
+    count = sum(int((~told[1:]).sum()) for told in batch.split(given))
+    assert predicted(batch, given) == count == int((losses != 0).sum())
+    assert float(total.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
+    torch.testing.assert_close(gradient(model, total), gradient(model, plain), rtol=1e-9, atol=1e-12)

@@ -22,6 +22,7 @@ from unveil.nn.layout import Causal
 from unveil.nn.mtp import states_ahead
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
+from unveil.text.conversation import answered
 from unveil.text.proposals import forbid
 from unveil.text.vocabulary import Vocabulary
 
@@ -65,6 +66,14 @@ class Autoregressive:
     def transform(self, tokens: Tokens, rng: np.random.Generator) -> Tokens:
         return rearrange(tokens, self.vocabulary, self.objective.fim_rate, rng)
 
+    def converse(self, tokens: Tokens, spans: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Every answer is learned, since none sees what follows it, and the end after the last."""
+        return answered(tokens, spans, self.vocabulary.end, 1)
+
+    def answer(self, tokens: Tokens, spans: Tokens, index: int) -> tuple[Tokens, Tokens]:
+        """A conversation up to one of its answers, all else told."""
+        return answered(tokens, spans[index : index + 1], self.vocabulary.end, int(index == len(spans) - 1))
+
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Nothing is noised: every prefix of a sequence is a training example."""
         return {}
@@ -74,19 +83,22 @@ class Autoregressive:
         self._share = step / steps
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        ahead = {name: float(predicted(batch, distance)) for distance, name in enumerate(self._terms, start=1)}
+        given_T = noise.get("given")
+        ahead = {name: float(predicted(batch, distance, given_T)) for distance, name in enumerate(self._terms, start=1)}
         return {**ahead, **experts.targets(self.model, batch)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        """``nll``: nats over all tokens but the first of each sequence. ``mtp1`` and on: of depth k of multi-token prediction, over all
-        but the first k + 1, at ``1 / depths`` of its weight (DeepSeek-V3, eq. 25). ``balance``, if there are experts."""
+        """``nll``: nats over all tokens but the first of each sequence and those told. ``mtp1`` and on: of depth k of multi-token
+        prediction, over all but the first k + 1, at ``1 / depths`` of its weight (DeepSeek-V3, eq. 25). ``balance``, if there are
+        experts."""
+        given_T = noise.get("given")
         if not (depths := self.model.mtp.depths):
-            return {"nll": Term(next_token_loss(model, batch)[0]), **experts.terms(model, batch)}
+            return {"nll": Term(next_token_loss(model, batch, given_T=given_T)[0]), **experts.terms(model, batch)}
         late = self._share >= self.objective.mtp_early
         weight = (self.objective.mtp_late_weight if late else self.objective.mtp_weight) / depths
         states = zip(self._terms, states_ahead(model, batch), strict=True)
         ahead = {
-            name: Term(loss_ahead(model.head, hidden_TD, batch, distance)[0], weight if distance > 1 else 1.0)
+            name: Term(loss_ahead(model.head, hidden_TD, batch, distance, given_T=given_T)[0], weight if distance > 1 else 1.0)
             for distance, (name, hidden_TD) in enumerate(states, start=1)
         }
         return {**ahead, **experts.terms(model, batch)}
@@ -104,9 +116,10 @@ class Autoregressive:
 
     @torch.no_grad()
     def log_likelihood(
-        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None, given_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say.
+        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say, nor has ``given_T``: what stands before a
+        token is told.
 
         The law is that of the sampler at temperature 1: special tokens but the end have probability 0 as a continuation, so a counted
         sentinel costs minus infinity. A sequence's first token is given; ``counted_T`` (bool) chooses among the others, default all.
