@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ class Decode:
         requests = [Request(text.numpy(), self.config.length, seed) for seed, text in enumerate(self.texts)]
         state = ours.begin(requests, s.network)
         if self.prefilled_anew:
-            state.context = Refilled("block", s.block, state.context.rows)
+            state.context = Refilled("block", s.block, state.context.rows, state.context.store)
         last = {}
         while state.live:
             last |= {row.request: row for row in ours.step(s.network, state).rows}
@@ -121,10 +121,8 @@ class Decode:
 class Refilled(Cached):
     """The block cache of dLLM: whatever is finished is read again when a block opens."""
 
-    rows: list[Kept] = field(default_factory=list)
-
     def _span(self, row: Canvas, kept: Kept) -> tuple[int, int, int, int]:
-        return super()._span(row, kept if kept.window == row.window else Kept(kept.store))
+        return super()._span(row, kept if kept.window == row.window else Kept(kept.slot))
 
 
 def parallel(s: Subject, steps: int) -> dict[str, Any]:
