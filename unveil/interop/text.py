@@ -17,9 +17,11 @@ from unveil import recipe as recipes
 from unveil.config import (
     AutoregressiveRecipe,
     DiscreteRecipe,
+    MaskedConfig,
     MaskedSamplerConfig,
     NextTokenConfig,
     NextTokenSamplerConfig,
+    ScoreConfig,
     SourceConfig,
     TextDataConfig,
     TextRecipe,
@@ -132,12 +134,15 @@ def read(folder: Path) -> Foreign:
     given = read_json(folder / CONFIG, _DOWNLOAD)
     kind = kind_of(given, source)
     built, names, context = network(given, source)
-    if built.config.time_conditioning:
-        raise UserError(source, "the network is told the noise level, which no sampler here tells it", "take one without time conditioning")
+    if built.config.time_conditioning and isinstance(built.layout, BlockCausal):
+        raise UserError(
+            source, "its blocks are told the noise level, which no sampler here tells them", "take one without time conditioning"
+        )
+    objective = told.ratios(given, source) if kind == SCORE else MaskedConfig(schedule="log-linear" if kind == "mdlm" else "linear")
     vocabulary = _vocabulary(folder, given, kind, len(built.embedding.weight))
     tokenizer = Tokenizer.load(folder / TOKENIZER, vocabulary, opens=kind not in ("qwen2", "qwen3", "sdar"))
     _fill(built, names, folder)
-    return Foreign(_recipe(folder, kind, built, context), tokenizer, built.eval())
+    return Foreign(_recipe(folder, kind, built, context, objective), tokenizer, built.eval())
 
 
 def _fill(built: Transformer, names: list[Part], folder: Path) -> None:
@@ -187,7 +192,7 @@ def _vocabulary(folder: Path, given: Mapping[str, Any], kind: str, size: int) ->
         raise UserError(str(folder / CONFIG), f"its special tokens fit no network of {size} ({error})", _DOWNLOAD) from None
 
 
-def _recipe(folder: Path, kind: str, built: Transformer, context: int) -> TextRecipe:
+def _recipe(folder: Path, kind: str, built: Transformer, context: int, objective: MaskedConfig | ScoreConfig) -> TextRecipe:
     """What of a recipe only training needs is what is usual; there is no data."""
     tokenizer = TokenizerConfig(kind="file", path=str((folder / TOKENIZER).resolve()))
     data = TextDataConfig(sources=(SourceConfig(kind="text"),), tokenizer=tokenizer, context=context, packing_length=context)
@@ -198,8 +203,9 @@ def _recipe(folder: Path, kind: str, built: Transformer, context: int) -> TextRe
         return recipes.checked(AutoregressiveRecipe(data=data, model=built.config, objective=NextTokenConfig(fim_rate=0.0), sampler=spoken))
     block = built.layout.block if isinstance(built.layout, BlockCausal) else 0
     chosen: dict[str, Any] = {"order": "random"} if kind in ("mdlm", "bd3lm") else {"temperature": 0.0}
+    chosen = {"commit": "tweedie"} if kind == SCORE else chosen
     uncovered = MaskedSamplerConfig(length=length, stop=stop, window=block, **chosen)
-    return recipes.checked(DiscreteRecipe(data=data, model=built.config, sampler=uncovered))
+    return recipes.checked(DiscreteRecipe(data=data, model=built.config, objective=objective, sampler=uncovered))
 
 
 def write(folder: Path, recipe: TextRecipe, tokenizer: Tokenizer, model: Transformer) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unveil.config import TransformerConfig
+from unveil.config import ScoreConfig, TransformerConfig
 from unveil.errors import UserError
 from unveil.interop.pickled import is_buffer
 from unveil.interop.settings import Settings
@@ -58,6 +58,21 @@ def sedd(given: Mapping[str, Any], source: str) -> tuple[TransformerConfig, int,
     s = Settings({key: value for key, value in model.items() if key in _SEDD_DEFAULTS}, _SEDD_DEFAULTS, source)
     tokens = Settings({"tokens": given.get("tokens")}, {"tokens": 50257}, source).count("tokens")
     return _config(s, "hidden_size", s.count("cond_dim"), True), tokens + (graph["type"] == "absorb"), s.count("length")
+
+
+def ratios(given: Mapping[str, Any], source: str) -> ScoreConfig:
+    """The objective of a SEDD. Raises UserError for the uniform chain, whose tokenizer has no mask to say what is to be uncovered."""
+    if given["graph"]["type"] == "uniform":
+        raise UserError(source, "graph.type is uniform: no token marks what is to be uncovered", "take a SEDD of the chain absorb")
+    if given["model"].get("scale_by_sigma", True) is not True:
+        raise UserError(source, "model.scale_by_sigma is false, with masks", "take a SEDD whose scores are scaled")
+    noise = given.get("noise") or {}
+    if noise.get("type", "loglinear") == "loglinear":
+        return ScoreConfig()
+    if noise["type"] != "geometric":
+        raise UserError(source, f"noise.type is {noise['type']!r}", "take a SEDD with noise loglinear or geometric")
+    s = Settings({key: noise[key] for key in ("sigma_min", "sigma_max") if key in noise}, {"sigma_min": 1e-4, "sigma_max": 20.0}, source)
+    return ScoreConfig(schedule="geometric", sigma_min=s.number("sigma_min"), sigma_max=s.number("sigma_max"))
 
 
 def _config(s: Settings, width: str, condition: int, told: bool) -> TransformerConfig:
