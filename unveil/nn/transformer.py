@@ -24,6 +24,7 @@ from unveil.nn.moe import Experts
 from unveil.nn.mtp import Depth, States, step
 from unveil.nn.norm import LayerNorm, RMSNorm
 from unveil.nn.packed import Packed
+from unveil.nn.partial import through
 from unveil.nn.rotary import Rotation, rotation
 from unveil.nn.self_attention import SelfAttention, Slots, head_width
 
@@ -127,6 +128,7 @@ class Transformer(nn.Module):
         self._compiled = False
         self._compiled_decode: Callable[..., States] | None = None
         self._compiled_draft: Callable[..., States] | None = None
+        self._compiled_part: Callable[..., Tensor] | None = None
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = _norm(config)
@@ -264,7 +266,8 @@ class Transformer(nn.Module):
         return x_TD.unflatten(0, tokens_BN.shape), self._leave(x_TD, told).unflatten(0, tokens_BN.shape)
 
     def compile_decoding(self, backend: str = "inductor") -> None:
-        """Compile a decoding step as a whole. It takes some tens of seconds, so it pays for a server or a long run of samples.
+        """Compile a step of decoding as a whole: a token for each row, or parts of rows (``nn.partial``), in a few forms for all lengths.
+        Each takes some tens of seconds, so it pays for a server or a long run of samples.
 
         The matrices are laid out anew, input rows first: products with few rows read them faster so on a CPU. Values do not change.
         """
@@ -273,6 +276,7 @@ class Transformer(nn.Module):
                 module.weight.data = module.weight.data.T.contiguous().T
         self._compiled_decode = torch.compile(self._decode, backend=backend)
         self._compiled_draft = torch.compile(partial(step, self), backend=backend)
+        self._compiled_part = torch.compile(through, backend=backend, dynamic=True)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""
