@@ -107,6 +107,6 @@ def test_what_is_told_is_not_predicted_and_not_counted(network: Make) -> None:
         each = F.cross_entropy(model.head(model(Packed.of([tokens])))[:-1], tokens[1:], reduction="none")
         plain = plain + each[~told[1:]].sum()
     count = sum(int((~told[1:]).sum()) for told in batch.split(given))
-    assert predicted(batch, given) == count == int((losses != 0).sum())
+    assert predicted(batch, given_T=given) == count == int((losses != 0).sum())
     assert float(total.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
     torch.testing.assert_close(gradient(model, total), gradient(model, plain), rtol=1e-9, atol=1e-12)

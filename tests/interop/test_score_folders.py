@@ -122,5 +122,6 @@ def test_one_line_names_what_is_wrong(name: str, tmp_path: Path, capsys: pytest.
 
 
 def test_rules_for_masks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place, _ = folder(tmp_path, "absorb")
+    """Of the chain that has none."""
+    place, _ = folder(tmp_path, "uniform")
     assert "sampler.commit" in answered(["sample", str(place), "--sampler.commit", "quota"], capsys)
