@@ -96,5 +96,5 @@ class Autoregressive:
         return total_N, torch.zeros_like(total_N)
 
     def views(self, run: Any) -> list[View]:
-        """None of its own: next-token training measures nothing beside its loss, and samples speak through snapshots."""
-        return []
+        """The load of experts, if there are any: next-token training measures nothing else beside its loss."""
+        return experts.views(run.metrics) if self.model.experts.routed else []
