@@ -20,6 +20,7 @@ from unveil.errors import UserError
 
 NAMES = (
     "training_throughput",
+    "experts_training",
     "packing",
     "decoding",
     "solver_order",

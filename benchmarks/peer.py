@@ -42,12 +42,15 @@ def llama(model: TransformerConfig, size: int) -> Any:
     return transformers.LlamaForCausalLM(config).to(device())
 
 
-def trainer(model: TransformerConfig, size: int, precision: str, compiled: bool, ragged: bool = False) -> Callable[..., None]:
+def trainer(
+    model: TransformerConfig, size: int, precision: str, compiled: bool, ragged: bool = False, build: Callable[..., Any] = llama
+) -> Callable[..., None]:
     """A whole step: forward with its own loss, backward, clip at 1, fused AdamW.
 
-    Returns ``step(tokens_BL, labels_BL, mask_BL=None)``. ``ragged`` compiles for batches of any length.
+    Returns ``step(tokens_BL, labels_BL, mask_BL=None)``. ``ragged`` compiles for batches of any length; ``build`` makes the
+    network.
     """
-    network = llama(model, size).train()
+    network = build(model, size).train()
     if precision == "bfloat16":
         network = network.bfloat16()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

@@ -182,7 +182,20 @@ class ImageGrid:
     """Lines and dots, to be seen at their own size, and no pixels to be told apart."""
 
 
-View = Curve | Table | TokenTimeline | ImageGrid
+@dataclass(frozen=True)
+class HeatMap:
+    """Numbers over time, each relative to what it should be: 1 is even, 0 nothing, 2 and more too much."""
+
+    title: str
+    panels: Mapping[str, Sequence[Sequence[float]]]
+    """By name, one under the other: rows of cells, a column for each x."""
+    x: Sequence[float]
+    x_label: str = ""
+    y_label: str = ""
+    note: str = ""
+
+
+View = Curve | Table | TokenTimeline | ImageGrid | HeatMap
 
 
 class Family(Protocol):

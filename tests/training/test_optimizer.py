@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy import network
-from unveil.config import OptimizerConfig
+from unveil.config import ExpertsConfig, OptimizerConfig
 from unveil.errors import UserError
+from unveil.nn.moe import Experts, Stack
 from unveil.training.optimizer import Optimizer
 
 MUON = OptimizerConfig(kind="muon")
@@ -46,6 +47,26 @@ def test_a_fused_projection_moves_as_its_parts_would() -> None:
     whole.projection.weight.grad = gradient.clone()
     Optimizer(whole, MUON).step()
     assert not torch.allclose(whole.projection.weight, fused.projection.weight, atol=1e-3)
+
+
+def test_an_experts_matrix_moves_as_if_it_were_alone() -> None:
+    """Gate and up of every expert apart; a router stays with AdamW."""
+    torch.manual_seed(0)
+    stack, alone = Stack(3, 6, 8, slices=(4, 4)), [Fused([torch.randn(4, 6), torch.randn(4, 6)]) for _ in range(3)]
+    stack.weight.data = torch.stack([one.projection.weight.data for one in alone])
+    optimizers = [Optimizer(model, MUON) for model in (stack, *alone)]
+    for _ in range(2):
+        stack.weight.grad = torch.randn(3, 8, 6)
+        for one, grad in zip(alone, stack.weight.grad, strict=True):
+            one.projection.weight.grad = grad.clone()
+        for optimizer in optimizers:
+            optimizer.step(0.5)
+    torch.testing.assert_close(stack.weight, torch.stack([one.projection.weight for one in alone]), rtol=0, atol=1e-6)
+    states = Optimizer(Experts(6, ExpertsConfig(routed=3, hidden=4, shared=1)), MUON)
+    assert sorted({name.split("[")[0] for name in states._named}) == [
+        "down.weight", "gate_up.weight", "router.weight", "shared.down.weight", "shared.gate_up.weight"
+    ]  # fmt: skip
+    assert "router.weight" in states._named and "down.weight[2,0]" in states._named and "gate_up.weight[2,4]" in states._named
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else() -> None:

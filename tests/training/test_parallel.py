@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.toy import ToyLoader, recipe, trainer
+from tests.training.toy import ToyLoader, expert_trainer, recipe, trainer
 from unveil.training import checkpoint
 from unveil.training.parallel import World
 
@@ -19,7 +19,7 @@ RANK = """
 import json, sys
 from pathlib import Path
 import torch
-from tests.training.toy import ToyLoader, recipe, trainer
+from tests.training.toy import ToyLoader, expert_trainer, recipe, trainer
 from unveil.training import parallel
 from unveil.training.parallel import World
 parallel.BUCKET = 1000
@@ -32,6 +32,8 @@ directory = Path(sys.argv[1])
 loader = ToyLoader(world.rank, world.size, bad=(5,))
 run = trainer(directory, recipe(packs=2, save_every=2, log_every=1, steps=int(sys.argv[2])), loader)
 run.fit(resume=True)
+setup = recipe(packs=2, log_every=2, steps=5, dtype="float64", save_every=5)
+expert_trainer(directory / "experts", setup, ToyLoader(world.rank, world.size)).fit()
 from unveil.training import budget
 calls = []
 count = budget.measured_steps(0.01 * (1 + world.rank), lambda: calls.append(world.any(False)), world)
@@ -68,9 +70,22 @@ def test_two_ranks_train_as_one_and_resume(tmp_path: Path) -> None:
     assert checkpoint.steps(two / "checkpoints") == [4, 6]
     state, host = checkpoint.load(two / "checkpoints" / "step-00000006", World(1, 2))
     assert host["loader"] == {"pack": 13}
+    _experts_of_two_ranks_are_those_of_one(tmp_path)
     single = checkpoint.load(one / "checkpoints" / "step-00000006", World())[0]
     for name, tensor in single.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def _experts_of_two_ranks_are_those_of_one(home: Path) -> None:
+    """Counts of all ranks in every row, and biases moved by them."""
+    expert_trainer(home / "experts", recipe(packs=2, log_every=2, steps=5, dtype="float64", save_every=5)).fit()
+    folders = home / "experts", home / "two" / "experts"
+    counts = [[json.loads(line).get("load/counts") for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    assert counts[0] == counts[1] and counts[0][0] is not None
+    one, two = (checkpoint.load(f / "checkpoints" / "step-00000005", World(0, n))[0] for n, f in enumerate(folders, 1))
+    bias = "model.blocks.1.feedforward.router.bias"
+    assert one[bias].any()
+    torch.testing.assert_close(one[bias], two[bias], rtol=0, atol=1e-15)
 
 
 def test_alone_nothing_is_sent() -> None:

@@ -13,9 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from unveil.autoregressive.family import Autoregressive
 from unveil.config import (
+    ExpertsConfig,
     MaskedConfig,
     MaskedSamplerConfig,
+    NextTokenConfig,
+    NextTokenSamplerConfig,
     OptimizerConfig,
     Recipe,
     ScheduleConfig,
@@ -33,6 +37,7 @@ from unveil.nn.head import Head, cross_entropy
 from unveil.nn.layout import Bidirectional
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
+from unveil.text.vocabulary import Vocabulary
 from unveil.training.loop import Trainer
 from unveil.training.optimizer import Optimizer
 
@@ -101,6 +106,15 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 
 def trainer(directory: Path, run: Recipe, loader: Any = None, model: nn.Module | None = None, **options: Any) -> Trainer:
     return Trainer(ToyFamily(), model or network(), loader or ToyLoader(), run, directory, **{"console": False, **options})  # type: ignore[arg-type]
+
+
+def expert_trainer(directory: Path, run: Recipe, loader: Any = None) -> Trainer:
+    """Next tokens by a network whose second layer has experts."""
+    experts = ExpertsConfig(routed=4, top_k=2, hidden=8, dense=1, bias_rate=0.01, balance=0.1)
+    model = TransformerConfig(width=32, depth=2, heads=2, experts=experts)
+    family = Autoregressive(Vocabulary(VOCABULARY, *range(26, 32)), model, NextTokenConfig(), NextTokenSamplerConfig())
+    torch.manual_seed(0)
+    return Trainer(family, family.build(), loader or ToyLoader(), run, directory, console=False)
 
 
 def kill_in_step(step: int) -> None:

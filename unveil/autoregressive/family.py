@@ -132,13 +132,15 @@ class Autoregressive:
         return total_N, torch.zeros_like(total_N)
 
     def views(self, run: Any) -> list[View]:
-        """What the depths of multi-token prediction are good for, in texts from their beginning: greedy, and drawn as the recipe says."""
+        """The load of experts, if there are any; and what the depths of multi-token prediction are good for, in texts from their
+        beginning: greedy, and drawn as the recipe says."""
+        found: list[View] = experts.views(run.metrics) if self.model.experts.routed else []
         if not (depths := self.model.mtp.depths):
-            return []
+            return found
         length, rows = min(run.recipe.sampler.length, run.recipe.data.context - 1), []
         for way, settings in (("greedy", {"temperature": 0.0, "num": 1}), ("drawn", {"num": 4})):
             *_, last = run.sample(length=length, speculate=depths, **settings)
             new, passes = sum(int((row.committed_at > 0).sum()) for row in last.rows), sum(row.evaluations for row in last.rows)
             rows.append((way, f"{new / passes:.2f}", *(f"{share:.0%}" for share in acceptance(last.rows))))
         columns = ("texts", "tokens for one pass", *(f"accepted, {k} ahead" for k in range(1, depths + 1)))
-        return [Table("Drafts of multi-token prediction", columns, rows)]
+        return [*found, Table("Drafts of multi-token prediction", columns, rows)]

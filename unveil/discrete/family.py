@@ -114,15 +114,16 @@ class Discrete:
         return self.kind.bound(model, batch, draws, seed, counted_T, given_T)
 
     def views(self, run: Any) -> list[View]:
-        """Cross-entropy against t, averaged over the first and the last fifth of the run's ``metrics`` rows."""
+        """Cross-entropy against t, averaged over the first and the last fifth of the run's ``metrics`` rows; the load of experts."""
         rows: list[Mapping[str, float]] = [row for row in run.metrics if any(value == value for value in curve(row))]
+        loads = experts.views(run.metrics)
         if not rows:
-            return []
+            return loads
         fifth = max(1, len(rows) // 5)
         early, late = (np.array([curve(row) for row in part]) for part in (rows[:fifth], rows[-fifth:]))
         centres = [(i + 0.5) / BUCKETS for i in range(BUCKETS)]
         lines = {"first fifth of training": _mean(early), "last fifth of training": _mean(late)}
-        return [Curve("Cross-entropy of masked tokens by time", centres, lines, "t", "nats per masked token")]
+        return [Curve("Cross-entropy of masked tokens by time", centres, lines, "t", "nats per masked token"), *loads]
 
 
 def _mean(values: Array) -> list[float]:

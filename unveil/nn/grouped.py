@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ROWS = 32
+
 
 class Plan(NamedTuple):
     """Which row is whose."""
@@ -102,12 +104,19 @@ _spread.register_autograd(_spread_backward, setup_context=_keep_places)
 _gather.register_autograd(_gather_backward, setup_context=_keep_places)
 
 
-def _spans(ends_E: Tensor) -> Iterator[tuple[int, slice]]:
-    """Experts that have rows, and which."""
+def _spans(ends_E: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, slice, bool]]:
+    """Experts that have rows, which rows, and whether these are the expert's first.
+
+    In bfloat16 a CPU's library writes machine code for every new shape, which takes longer than the product, and keeps some hundreds: so
+    the rows of an expert are cut into a multiple of ``ROWS`` and the rest, and shapes stay few.
+    """
     start = 0
     for expert, end in enumerate(ends_E.tolist()):
-        if end > start:
-            yield expert, slice(start, end)
+        cut = end if dtype != torch.bfloat16 else end - (end - start) % ROWS
+        if cut > start:
+            yield expert, slice(start, cut), True
+        if end > cut:
+            yield expert, slice(cut, end), cut == start
         start = end
 
 
@@ -121,7 +130,7 @@ def _grouped(x_SD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
     if _fused(x_SD):
         return F.grouped_mm(x_SD, weight_EFD.mT, offs=ends_E)
     out_SF = x_SD.new_empty(len(x_SD), weight_EFD.shape[1])
-    for expert, rows in _spans(ends_E):
+    for expert, rows, _ in _spans(ends_E, x_SD.dtype):
         torch.mm(x_SD[rows], weight_EFD[expert].T, out=out_SF[rows])
     return out_SF
 
@@ -136,10 +145,14 @@ def _grouped_backward(grad_SF: Tensor, x_SD: Tensor, weight_EFD: Tensor, ends_E:
     if _fused(x_SD):
         return F.grouped_mm(grad_SF, weight_EFD, offs=ends_E), F.grouped_mm(grad_SF.mT, x_SD, offs=ends_E)
     grad_x, grad_weight = torch.empty_like(x_SD), torch.empty_like(weight_EFD)
-    for expert, rows in _spans(ends_E):
+    for expert, rows, first in _spans(ends_E, x_SD.dtype):
         torch.mm(grad_SF[rows], weight_EFD[expert], out=grad_x[rows])
-        torch.mm(grad_SF[rows].T, x_SD[rows], out=grad_weight[expert])
-    grad_weight[ends_E.diff(prepend=ends_E.new_zeros(1)) == 0] = 0.0
+        if first:
+            torch.mm(grad_SF[rows].T, x_SD[rows], out=grad_weight[expert])
+        else:
+            grad_weight[expert].addmm_(grad_SF[rows].T, x_SD[rows])
+    for expert in (ends_E.diff(prepend=ends_E.new_zeros(1)) == 0).nonzero().flatten().tolist():
+        grad_weight[expert].zero_()
     return grad_x, grad_weight
 
 

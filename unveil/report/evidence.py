@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,11 @@ from typing import Any
 from unveil.errors import UserError
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, ImageGrid, Table, TokenTimeline, View
+from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline, View
 from unveil.metrics.compression import Score
 
 FILE = "evidence.json"
-VIEWS: dict[str, type[Curve] | type[Table] | type[TokenTimeline] | type[ImageGrid]] = {
-    kind.__name__: kind for kind in (Curve, Table, TokenTimeline, ImageGrid)
-}
+VIEWS: dict[str, Callable[..., View]] = {kind.__name__: kind for kind in (Curve, Table, TokenTimeline, ImageGrid, HeatMap)}
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import jinja2
 from markupsafe import Markup
 
 from unveil.evaluation.infill import Filling, Gap
-from unveil.family import Curve, ImageGrid, Table, TokenTimeline
+from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline
+from unveil.report import heat
 from unveil.report.chart import Bar, Chart, Series, bars, draw, short, smooth
 from unveil.report.run import RunReport
 
 FOLDER = Path(__file__).parent
 INFILLS_SHOWN = 6
+LOAD = "Load of the experts"
 LINES_BEFORE, LINES_AFTER = 8, 4
 """Lines of a function shown around its gap."""
 
@@ -78,6 +80,7 @@ def render(runs: Sequence[RunReport], title: str = "", lead: str = "", commands:
         galleries=_galleries(runs),
         uncoverings=_uncoverings(runs),
         infills=_infills(runs)[:INFILLS_SHOWN],
+        heats=[(run, heat.draw(view)) for run in runs for view in run.evidence.views if isinstance(view, HeatMap)],
         tables=[(run, view) for run in runs for view in run.evidence.views if isinstance(view, Table)],
         costs=_costs(runs),
         commands=commands,
@@ -137,6 +140,8 @@ def _charts(runs: Sequence[RunReport]) -> Iterator[tuple[str, Chart | None]]:
         yield "Training", draw("Training loss", losses, f"{unit} seen", y_label)
         scores = [(run.name, *run.series(key)) for run in counted]
         yield "Training", draw(title, [s for s in scores if len(s[1]) > 1], f"{unit} seen", score)
+    loads = [(run.name, *run.series("load/violation")) for run in runs]
+    yield LOAD, draw("Maximal violation, of the worst layer", [s for s in loads if s[1]], "tokens seen", "max load / mean load - 1")
     for run in runs:
         for view in run.evidence.views:
             if isinstance(view, Curve):
