@@ -52,6 +52,7 @@ def _write_text(run: TextRun, folder: Path, to: Form | None) -> Path:
     """An adapter is merged into its base."""
     if to == "diffusers":
         raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
+    trained = run
     if run.recipe.adapter.rank:
         lora.merge(run.model)
         training = replace(run.recipe.training, initial="")
@@ -62,7 +63,7 @@ def _write_text(run: TextRun, folder: Path, to: Form | None) -> Path:
         final.write(folder, run.model, {"vocabulary": run.tokenizer.vocabulary.size, "recipe": recipes.tables(run.recipe)})
         return folder
     kind = text.write(folder, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
-    (folder / CARD).write_text(text_card(run, folder.name, kind), encoding="utf-8")
+    (folder / CARD).write_text(text_card(trained, folder.name, kind), encoding="utf-8")
     return folder
 
 
@@ -144,7 +145,8 @@ def _text_training(run: TextRun) -> str:
         return "Trained elsewhere: on what, and how, this folder does not say.\n"
     sources = tuple(replace(source, path=Path(source.path).name) for source in data.sources)
     told = replace(data, sources=sources, tokenizer=replace(data.tokenizer, path=Path(data.tokenizer.path).name), cache="")
-    return f"By unveil, from this recipe:\n\n```toml\n{recipes.dumps(replace(run.recipe, data=told))}```\n"
+    training = replace(run.recipe.training, initial=Path(run.recipe.training.initial).name)
+    return f"By unveil, from this recipe:\n\n```toml\n{recipes.dumps(replace(run.recipe, data=told, training=training))}```\n"
 
 
 def _code(run: ImageRun, folder: Path) -> str:

@@ -34,10 +34,12 @@ def adopted(recipe: Any) -> Any:
     folder, theirs = _source(recipe.training.initial)
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
-    adapter = recipe.adapter
+    adapter, training = recipe.adapter, recipe.training
     if adapter.rank and not adapter.base:
-        adapter = replace(adapter, base=bases.fingerprint(Path(recipe.training.initial)))
-    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer), adapter=adapter)
+        adapter = replace(adapter, base=bases.fingerprint(Path(training.initial)))
+    if adapter.weights != "full":  # products of few bits break a compiled block into pieces
+        training = replace(training, compile="off")
+    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer), training=training, adapter=adapter)
 
 
 def give(recipe: TextRecipe, model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from unveil.errors import UserError
 from unveil.evaluation.likelihood import BitsPerByte, held_out_bits
 from unveil.families import EXACT, family
 from unveil.family import Row
+from unveil.nn.transformer import products
 from unveil.report.evidence import Evidence
 from unveil.report.timeline import timeline
 from unveil.snapshots import TextSnapshot
@@ -141,7 +142,7 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
         return float(model.flops_per_token(context / 2 if recipe.family == "autoregressive" else context))
     seen = (context + recipe.objective.block) / 2
     once = model.flops_per_token(seen)
-    layer = (once - 6 * model.head.weight.numel()) / len(model.blocks)
+    layer = (once - products(model.head.weight)) / len(model.blocks)
     attention = model.blocks[-1].attention
     return float(once + (len(model.blocks) - 1) * layer + 12 * attention.groups * attention.head_width * recipe.model.width)
 

@@ -126,7 +126,7 @@ def base(folder: Path) -> str:
 
 
 def load(folder: Path, network: nn.Module) -> None:
-    """Put the adapter of a folder on ``network``, in place; nothing is trained.
+    """Put the adapter of a folder on ``network``, in place.
 
     Raises UserError for files that are missing or damaged, for a kind of adapter that is not computed here, and for one that does not fit.
     """
@@ -153,7 +153,6 @@ def load(folder: Path, network: nn.Module) -> None:
     if any(layer.lora_variant for layer in layers):
         raise UserError(str(folder / CONFIG), "describes a variant of LoRA that is not computed here", "train a plain one")
     assign(found, {name: p.detach() for name, p in _named(network).items()}, str(folder / WEIGHTS))
-    network.requires_grad_(False)
 
 
 def _named(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -257,6 +257,11 @@ class Transformer(nn.Module):
     def flops_per_token(self, context: float) -> float:
         """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average."""
         config = self.config
-        matrices = sum(p.numel() for n, p in self.blocks.named_parameters() if p.dim() == 2 and "tell" not in n) + self.head.weight.numel()
+        matrices = sum(products(p) for n, p in self.blocks.named_parameters() if p.dim() == 2 and "tell" not in n)
         value = config.latent.value if config.latent.width else head_width(config)
-        return 6.0 * matrices + 6.0 * config.depth * config.heads * (head_width(config) + value) * context
+        return matrices + products(self.head.weight) + 6.0 * config.depth * config.heads * (head_width(config) + value) * context
+
+
+def products(matrix: Tensor) -> float:
+    """Operations of a matrix per token, forward and backward; one that is frozen is spared its own gradient."""
+    return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
