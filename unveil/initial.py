@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from unveil import bases
 from unveil import recipe as recipes
+from unveil.adapters import lora
 from unveil.config import TextRecipe, TokenizerConfig
 from unveil.errors import UserError
 from unveil.interop import text
+from unveil.nn.layout import Causal
+from unveil.nn.transformer import Transformer
 from unveil.text_run import TextRun
 from unveil.training import final
 from unveil.training.weights import assign, weights
@@ -35,6 +39,9 @@ def adopted(recipe: Any) -> Any:
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
     adapter, training = recipe.adapter, recipe.training
+    if adapter.rank:
+        with torch.device("meta"):  # what is wrong is told before anything is made
+            lora.targets(Transformer(model, 1, Causal()), adapter)
     if adapter.rank and not adapter.base:
         adapter = replace(adapter, base=bases.fingerprint(Path(training.initial)))
     if adapter.weights != "full":  # products of few bits break a compiled block into pieces
