@@ -86,7 +86,7 @@ def deepseek(model: TransformerConfig, size: int, product: str = "grouped_mm") -
     torch.manual_seed(0)
     network = transformers.DeepseekV3ForCausalLM(config).to(device())
     # it begins with routers and experts of zeros or worse: an even load, as ours has, wants random ones
-    for name, p in network.named_parameters():
+    for p in network.parameters():
         if p.dim() >= 2:
             torch.nn.init.normal_(p, std=model.init_std)
     return network

@@ -225,6 +225,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: ["train", "edm-digits", "--model.kind", "dit", "--model.width", "30", "--model.heads", "3"],
         ("model.width", "30", "multiple of 4"),
     ),
+    "few bits for images": (lambda p: drawn(p, "--weights", "int8"), ("--weights", "for text", "leave it out")),
     "unknown solver": (lambda p: drawn(p, "--sampler.kind", "hein"), ("sampler.kind", "'hein'", "did you mean 'heun'")),
     "grid that leaves the path": (lambda p: drawn(p, "--sampler.n-max", "1000"), ("sampler.grid", "1000", "0.002 to 80", "stay within")),
     "grid that is not monotone": (

@@ -119,7 +119,13 @@ def _text_training(recipe: TextRecipe) -> str:
     if not trained_here(recipe):
         return _ELSEWHERE
     sources = tuple(source if source.kind == "hub" else replace(source, path=Path(source.path).name) for source in data.sources)
-    told = replace(data, sources=sources, tokenizer=replace(data.tokenizer, path=Path(data.tokenizer.path).name), cache="")
+    told = replace(
+        data,
+        sources=sources,
+        tokenizer=replace(data.tokenizer, path=Path(data.tokenizer.path).name),
+        cache="",
+        template=Path(data.template).name,
+    )
     named = [f"`{source.path or source.kind}` ({source.kind}, weight {source.weight:g})" for source in sources]
     training = replace(recipe.training, initial=Path(recipe.training.initial).name)
     return f"Data: {', '.join(named)}.\n\n{_recipe(replace(recipe, data=told, training=training))}"

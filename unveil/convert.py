@@ -55,6 +55,7 @@ def _write_text(run: TextRun, folder: Path, to: Form | None, say: Callable[[str]
     """An adapter is merged into its base."""
     if to == "diffusers":
         raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
+    trained = run
     if run.recipe.adapter.rank:
         lora.merge(run.model)
         training = replace(run.recipe.training, initial="")
@@ -68,7 +69,7 @@ def _write_text(run: TextRun, folder: Path, to: Form | None, say: Callable[[str]
     if count := mtp.parameters(run.model):
         say(f"model.mtp: its {count:,} parameters are left out, the layout has none; without them nothing drafts")
     chat_template(run.folder).save(folder)
-    cards.write(folder, cards.of_text(run, folder.name, kind))
+    cards.write(folder, cards.of_text(trained, folder.name, kind))
     return folder
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from unveil import bases
 from unveil import recipe as recipes
+from unveil.adapters import lora
 from unveil.config import (
     AutoregressiveRecipe,
     BlockConfig,
@@ -23,7 +25,8 @@ from unveil.config import (
 )
 from unveil.errors import UserError
 from unveil.interop import text
-from unveil.nn.layout import BlockCausal, Layout
+from unveil.nn.layout import BlockCausal, Causal, Layout
+from unveil.nn.transformer import Transformer
 from unveil.text.chat import chat_template
 from unveil.text_run import TextRun
 from unveil.training import final
@@ -67,10 +70,15 @@ def adopted(recipe: Any) -> Any:
     if not sampler.stop:
         sampler = replace(sampler, stop=source.recipe.sampler.stop)
     training = replace(recipe.training, initial=str(Path(recipe.training.initial).resolve()))
-    adapter = recipe.adapter
-    if adapter.rank and not adapter.base:
-        adapter = replace(adapter, base=bases.fingerprint(Path(training.initial)))
     model = replace(source.recipe.model, **own)
+    adapter = recipe.adapter
+    if adapter.rank:
+        with torch.device("meta"):  # what is wrong is told before anything is made
+            lora.targets(Transformer(model, 1, Causal()), adapter)
+        if not adapter.base:
+            adapter = replace(adapter, base=bases.fingerprint(Path(training.initial)))
+    if adapter.weights != "full":  # products of few bits break a compiled block into pieces
+        training = replace(training, compile="off")
     return replace(recipe, model=model, data=data, sampler=sampler, training=training, adapter=adapter)
 
 

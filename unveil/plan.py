@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unveil import initial
+from unveil.adapters import bits, lora
 from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe, TextRecipe, TokenizerConfig
 from unveil.data.pixels import prepare_images
 from unveil.data.tokenizer import SPECIALS, Tokenizer
@@ -56,6 +58,9 @@ class Plan:
         vocabulary = _vocabulary(self.recipe.data.tokenizer)
         with torch.device("meta"):
             network = family(self.recipe, vocabulary).build()
+        if self.recipe.adapter.rank:
+            lora.wrap(network, self.recipe.adapter)
+            network.to("meta")
         precision.apply(network, self.dtype)
         return network
 
@@ -67,6 +72,11 @@ class Plan:
     def active(self) -> int:
         """Parameters that one token meets: of the experts only those that it goes to."""
         return round(active(self.network))
+
+    @cached_property
+    def trained(self) -> int:
+        """Parameters that are: all but a base's under its adapter."""
+        return sum(p.numel() for p in self.network.parameters() if p.requires_grad)
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -90,17 +100,19 @@ class Plan:
         master = 8 if self.dtype == torch.float64 else 4
         blocks = ((name, p) for name, p in self.network.named_parameters() if name.startswith(("blocks", "mtp")))
         matrices = sum(p.numel() for name, p in blocks if p.dim() >= 2 and "router" not in name)
-        moments = 2 * self.parameters - (matrices if recipe.optimizer.kind == "muon" else 0)
-        vocabulary, model_width = self.network.get_parameter("head.weight").shape
-        chunk = min(CHUNK_ELEMENTS, recipe.data.packing_length * vocabulary)
-        heads = 1 + recipe.model.mtp.depths
+        moments = 2 * self.trained - (matrices if recipe.optimizer.kind == "muon" else 0)
+        few, rounded = bits.BYTES.get(recipe.adapter.weights, master), sum(m.weight.numel() for _, m in bits.matrices(self.network))
+        head = self.network.get_parameter("head.weight")
+        chunk = min(CHUNK_ELEMENTS, recipe.data.packing_length * len(head))
+        gradient = master * len(head) * head.requires_grad
+        heads, model_width = 1 + recipe.model.mtp.depths, head.shape[1]
         return {
-            "weights": master * self.parameters,
-            "gradients": master * self.parameters,
+            "weights": master * self.parameters + round((few - master) * rounded),
+            "gradients": master * self.trained,
             "optimizer state": master * moments,
-            "averaged weights": master * self.parameters * (bool(recipe.training.ema) + len(recipe.training.ema_widths)),
+            "averaged weights": master * self.trained * (bool(recipe.training.ema) + len(recipe.training.ema_widths)),
             "activations": _activations(self.network, recipe),
-            "head": (2 * width + 4) * chunk + heads * model_width * (master * vocabulary + width * recipe.data.packing_length),
+            "head": (2 * width + 4) * chunk + heads * model_width * (gradient + width * recipe.data.packing_length),
         }
 
     @property
@@ -173,6 +185,7 @@ def plan(recipe: AnyRecipe) -> Plan:
     """Probes the machine (a second) and counts. Raises UserError for a tokenizer file that cannot be read, and for streams."""
     if isinstance(recipe, StreamsRecipe):
         raise UserError("recipe", "is of the family 'streams', whose costs are not counted yet", "train a few steps: --training.steps 20")
+    recipe = initial.adopted(recipe)
     dtype = precision.compute_dtype(recipe.training.dtype, device())
     kind = ImagePlan if isinstance(recipe, GaussianRecipe) else Plan
     return kind(recipe, dtype, precision.peak_flops(dtype, device()))

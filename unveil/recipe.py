@@ -171,8 +171,10 @@ def _check_adapter(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
     if recipe.optimizer.kind == "muon":
         problem = "'muon' orthogonalises whole matrices, of which an adapter has none"
         raise UserError("optimizer.kind", problem, "take adamw for adapters")
-    if adapter.weights != "full" and recipe.training.dtype == "float64":
-        raise UserError("adapter.weights", f"'{adapter.weights}' with training.dtype 'float64'", "take 'full', or another dtype")
+    for name, value in (("dtype", "float64"), ("compile", "on")):
+        if adapter.weights != "full" and getattr(recipe.training, name) == value:
+            problem = f"'{value}' with adapter.weights '{adapter.weights}'"
+            raise UserError(f"training.{name}", problem, "take another, or adapter.weights full")
 
 
 def _check_ahead(recipe: AutoregressiveRecipe) -> None:

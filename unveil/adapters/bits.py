@@ -20,13 +20,16 @@ from unveil.adapters.fingerprint import Fingerprint
 from unveil.errors import UserError
 from unveil.nn.linear import Linear
 from unveil.nn.modulation import Tell
-from unveil.nn.quantised import Quantised, dense
+from unveil.nn.quantised import Quantised
 from unveil.training.weights import check, weights
 
 Weights = Literal["full", "int8", "nf4"]
 FIELD = "--weights"
 GROUP, SCALES = 64, 256
 """Weights that share a scale, and scales that share one, of ``nf4``."""
+
+BYTES = {"int8": 1.0, "nf4": 0.5 + 1 / GROUP}
+"""Of a weight, but for the few bytes of a row or of 16,384 weights."""
 
 
 def matrices(network: nn.Module) -> Iterator[tuple[str, Linear | Quantised]]:
@@ -37,20 +40,15 @@ def matrices(network: nn.Module) -> Iterator[tuple[str, Linear | Quantised]]:
 
 
 def stored(weight: Tensor, kind: Weights, name: str = "weight") -> Tensor:
-    """A matrix in few bits. Raises UserError, with its ``name``, for one that ``nf4`` has no room or no scale for."""
+    """A matrix in few bits. Raises UserError, with its ``name``, for one that ``nf4`` does not divide."""
     wide = weight.detach().float()
+    groups, rest = divmod(wide.numel(), GROUP)
+    if kind == "nf4" and rest:
+        raise UserError(FIELD, f"'nf4' wants matrices of a multiple of {GROUP} weights, {name} has {wide.numel()}", "take int8")
+    quantization = library("torchao.quantization", FIELD)
     if kind == "int8":
-        quantization = library("torchao.quantization", FIELD)
-        tensor = quantization.Int8Tensor.from_hp(wide, quantization.PerRow())
-    else:
-        groups, rest = divmod(wide.numel(), GROUP)
-        if rest:
-            raise UserError(FIELD, f"'nf4' wants matrices of a multiple of {GROUP} weights, {name} has {wide.numel()}", "take int8")
-        quantization = library("torchao.quantization", FIELD)
-        tensor = quantization.NF4Tensor.from_tensor(wide.contiguous(), GROUP, math.gcd(groups, SCALES))
-    if not dense(tensor, torch.float32).isfinite().all():  # of nf4 where all scales are one
-        raise UserError(FIELD, f"'{kind}' cannot hold {name}: its groups have all the same scale", "take full weights")
-    return tensor
+        return quantization.Int8Tensor.from_hp(wide, quantization.PerRow())
+    return quantization.NF4Tensor.from_tensor(wide.contiguous(), GROUP, math.gcd(groups, SCALES))
 
 
 def fill(network: nn.Module, source: Mapping[str, Tensor], kind: Weights, where: str, seen: Fingerprint | None = None) -> None:

@@ -33,17 +33,25 @@ _PREFIX = "base_model.model."
 def wrap(network: nn.Module, config: AdapterConfig) -> None:
     """Put a fresh adapter on the matrices of the blocks, in place; it alone is trained from here on. B begins at 0, so nothing changes yet.
 
-    Raises UserError for a target that no matrix has as its name.
+    Raises UserError as ``targets``.
     """
+    chosen = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "target_modules": targets(network, config)}
+    _inject(network, library("peft", FIELD).LoraConfig(**chosen))
+
+
+def targets(network: nn.Module, config: AdapterConfig) -> list[str]:
+    """The names, without those of the modules around them, of the matrices that an adapter goes onto.
+
+    Raises UserError for a target that no matrix has as its name, and where the libraries are missing.
+    """
+    library("peft", FIELD)
+    if config.weights != "full":
+        library("torchao.quantization", "adapter.weights")
     names = {name.rpartition(".")[2] for name, _ in matrices(network)}
     for target in config.targets:
         if target not in names:
             raise UserError("adapter.targets", f"{target!r} names no matrix of the blocks", nearest(target, names))
-    peft = library("peft", FIELD)
-    chosen = peft.LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=sorted(config.targets or names)
-    )
-    _inject(network, chosen)
+    return sorted(config.targets or names)
 
 
 def _inject(network: nn.Module, chosen: Any) -> None:
@@ -126,7 +134,7 @@ def base(folder: Path) -> str:
 
 
 def load(folder: Path, network: nn.Module) -> None:
-    """Put the adapter of a folder on ``network``, in place; nothing is trained.
+    """Put the adapter of a folder on ``network``, in place.
 
     Raises UserError for files that are missing or damaged, for a kind of adapter that is not computed here, and for one that does not fit.
     """
@@ -153,7 +161,6 @@ def load(folder: Path, network: nn.Module) -> None:
     if any(layer.lora_variant for layer in layers):
         raise UserError(str(folder / CONFIG), "describes a variant of LoRA that is not computed here", "train a plain one")
     assign(found, {name: p.detach() for name, p in _named(network).items()}, str(folder / WEIGHTS))
-    network.requires_grad_(False)
 
 
 def _named(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -71,5 +71,5 @@ class Quantised(nn.Module):
 
 def dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers that a tensor in few bits stands for, in ``dtype``; another tensor's own."""
-    of_int8: Callable[[torch.dtype], Tensor] | None = getattr(weight, "dequantize", None) if hasattr(weight, "qdata") else None
-    return weight.to(dtype) if of_int8 is None else of_int8(dtype)  # that of 4-bit normal floats is made dense by ``to``
+    made: Callable[[], Tensor] | None = getattr(weight, "dequantize", None) if hasattr(weight, "qdata") else None
+    return (weight if made is None else made()).to(dtype)  # a tensor of 4-bit normal floats is made dense by ``to``

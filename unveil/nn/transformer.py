@@ -289,7 +289,7 @@ class Transformer(nn.Module):
         """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average. Training runs the
         depths of multi-token prediction too, each with the head."""
         layers = [*self.blocks, *self.mtp]
-        return 6.0 * (1 + len(self.mtp)) * self.head.weight.numel() + sum(self._flops(layer, context) for layer in layers)
+        return (1 + len(self.mtp)) * products(self.head.weight) + sum(self._flops(layer, context) for layer in layers)
 
     def layer_flops(self, layer: int, context: float) -> float:
         """The share of one block in ``flops_per_token``; of experts only those that a token goes to."""
@@ -298,12 +298,17 @@ class Transformer(nn.Module):
     def _flops(self, layer: nn.Module, context: float) -> float:
         config = self.config
         value = config.latent.value if config.latent.width else head_width(config)
-        matrices = active(layer, lambda name, p: p.dim() >= 2 and "tell" not in name)
-        return 6.0 * matrices + 6.0 * config.heads * (head_width(config) + value) * context
+        matrices = active(layer, lambda name, p: products(p) if p.dim() >= 2 and "tell" not in name else 0.0)
+        return matrices + 6.0 * config.heads * (head_width(config) + value) * context
 
 
-def active(module: nn.Module, counted: Callable[[str, nn.Parameter], bool] = lambda name, p: True) -> float:
-    """Parameters that a token meets: all of them, but of experts only as many as it goes to."""
+def products(matrix: Tensor) -> float:
+    """Operations of a matrix per token, forward and backward; one that is frozen is spared its own gradient."""
+    return (6.0 if matrix.requires_grad else 4.0) * matrix.numel()
+
+
+def active(module: nn.Module, cost: Callable[[str, nn.Parameter], float] = lambda name, p: p.numel()) -> float:
+    """Parameters that a token meets, or what they cost: all of them, but of experts only as many as it goes to."""
     experts = (m for m in module.modules() if isinstance(m, Experts))
     shares = {id(p): m.config.top_k / m.config.routed for m in experts for p in (m.gate_up.weight, m.down.weight)}
-    return sum(p.numel() * shares.get(id(p), 1.0) for name, p in module.named_parameters() if counted(name, p))
+    return sum(cost(name, p) * shares.get(id(p), 1.0) for name, p in module.named_parameters())
