@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from unveil.config_preference import PreferenceConfig
 from unveil.ranges import Count, Natural, NonNegative, Positive, Range, Share
 
 
@@ -21,6 +22,7 @@ class NoiseConfig:
     """Lengthen the last piece of each document to this many tokens with end tokens, which are noised and learned as the rest (LLaDA's
     fine-tuning: so a model of a fixed canvas learns where to stop); 0 does not. An answer of a conversation is lengthened to a number of
     tokens drawn up to this one."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

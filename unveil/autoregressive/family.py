@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unveil.autoregressive.infill import Tokens, rearrange
-from unveil.autoregressive.objective import next_token_loss, predicted
+from unveil.autoregressive.objective import likelihoods, next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
 from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.errors import UserError
@@ -20,6 +20,7 @@ from unveil.nn.layout import Causal
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 from unveil.text.conversation import answered
+from unveil.text.preference import Preference
 from unveil.text.proposals import forbid
 from unveil.text.vocabulary import Vocabulary
 
@@ -47,6 +48,7 @@ class Autoregressive:
         if not 0 <= objective.fim_rate <= 1:
             raise UserError("objective.fim_rate", f"got {objective.fim_rate}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.objective = vocabulary, model, objective
+        self.preference = Preference(objective.preference.beta)
         self.sampler = NextTokenSampler(vocabulary, sampler, stop)
         never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end])
 
@@ -74,11 +76,23 @@ class Autoregressive:
         """Nothing is noised: every prefix of a sequence is a training example."""
         return {}
 
+    versions = 1
+    """Of an answer of a pair."""
+
+    def draw_answer(self, sample_id: int, epoch: int, given: Tokens, rng: np.random.Generator) -> list[dict[str, Tokens]]:
+        """An answer's likelihood needs no chance."""
+        return [{}]
+
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
+        if self.preference.beta:
+            return self.preference.targets(noise)
         return {"nll": float(predicted(batch, noise.get("given")))}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        """``nll``: nats over all tokens but the first of each sequence and those told."""
+        """``nll``: nats over all tokens but the first of each sequence and those told; of pairs, what ``text.preference`` says."""
+        if self.preference.beta:
+            terms = self.preference.terms(lambda network: likelihoods(network, batch, noise["given"]), model, noise)
+            return {name: Term(*term) for name, term in terms.items()}
         return {"nll": Term(next_token_loss(model, batch, given_T=noise.get("given"))[0])}
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
