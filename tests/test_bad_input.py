@@ -47,6 +47,7 @@ from unveil import cli
 from unveil.training import checkpoint
 
 PAIR = '{"prompt": "Hi", "chosen": "Yes", "rejected": "No"}'
+SCORE = ("--objective.kind", "score")
 GOOD = '{"prompt": "Hi", "response": "Ho"}'
 
 
@@ -422,16 +423,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         ("data.sources.kind", "'chat'", "take 'preference'"),
     ),
     "preferences of a score": (
-        lambda p: [
-            "train",
-            "llada-vrpo",
-            "--objective.kind",
-            "score",
-            "--objective.preference.beta",
-            "1",
-            "--objective.random-length",
-            "0",
-        ],
+        lambda p: ["train", "llada-vrpo", *SCORE, "--objective.preference.beta", "1", "--objective.random-length", "0"],
         ("objective.kind", "'score'", "'masked' or 'block'"),
     ),
     "pairs that no pack holds": (
