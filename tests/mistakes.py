@@ -188,6 +188,12 @@ def spoken(p: Place, *rows: str, more: tuple[str, ...] = ()) -> list[str]:
     return ["train", "llada-sft", "--data", p.write("chats.jsonl", "\n".join(rows)), "--run-dir", str(p.folder / "new"), *more]
 
 
+def paired(p: Place, *rows: str, more: tuple[str, ...] = ()) -> list[str]:
+    """Learn from such pairs."""
+    args = ["train", "ar-dpo", "--data", p.write("pairs.jsonl", "\n".join(rows)), "--training.initial", str(p.ar)]
+    return [*args, "--run-dir", str(p.folder / "new"), *more]
+
+
 def begun(p: Place, kind: str, *more: str, recipe: str = "llada-sft") -> list[str]:
     """Fine-tune a published model."""
     from tests.interop.test_text import published

@@ -27,6 +27,7 @@ from tests.mistakes import (
     mixed_up,
     newer,
     other_tokenizer,
+    paired,
     photo_folder,
     photos,
     said,
@@ -45,6 +46,8 @@ from tests.mistakes import (
 from unveil import cli
 from unveil.training import checkpoint
 
+PAIR = '{"prompt": "Hi", "chosen": "Yes", "rejected": "No"}'
+SCORE = ("--objective.kind", "score")
 GOOD = '{"prompt": "Hi", "response": "Ho"}'
 
 
@@ -474,6 +477,39 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "initial folder that sees ahead": (lambda p: begun(p, "llada", recipe="ar-sft"), ("family", "'autoregressive'", "llada-sft")),
     "initial folder without a mask": (lambda p: begun(p, "llama"), ("training.initial", "no mask token", "masked model")),
+    "preference row without the preferred answer": (
+        lambda p: paired(p, PAIR, '{"prompt": "Hi", "rejected": "No"}'),
+        ("pairs.jsonl:2: chosen", "is missing", "write both chosen and rejected"),
+    ),
+    "preference row with an empty answer": (
+        lambda p: paired(p, '{"prompt": "Hi", "chosen": "Yes", "rejected": ""}'),
+        ("pairs.jsonl:1: rejected", "''", "write both"),
+    ),
+    "preference row that prefers nothing": (
+        lambda p: paired(p, PAIR, PAIR, '{"prompt": "Hi", "chosen": "Yes", "rejected": "Yes "}'),
+        ("pairs.jsonl:3: rejected", "same as chosen", "drop the row"),
+    ),
+    "preference row without a prompt": (
+        lambda p: paired(p, '{"chosen": "Yes", "rejected": "No"}'),
+        ("pairs.jsonl:1: messages", "missing", '"rejected": "..."'),
+    ),
+    "preferences of no model": (lambda p: ["train", "ar-dpo"], ("training.initial", "empty", "name a run")),
+    "preferences without a strength": (
+        lambda p: ["train", "ar-dpo", "--objective.preference.beta", "0"],
+        ("objective.preference.beta", "is 0", "0.1"),
+    ),
+    "preferences in other data": (
+        lambda p: ["train", "ar-sft", "--objective.preference.beta", "1"],
+        ("data.sources.kind", "'chat'", "take 'preference'"),
+    ),
+    "preferences of a score": (
+        lambda p: ["train", "llada-vrpo", *SCORE, "--objective.preference.beta", "1", "--objective.random-length", "0"],
+        ("objective.kind", "'score'", "'masked' or 'block'"),
+    ),
+    "pairs that no pack holds": (
+        lambda p: ["train", "llada-vrpo", "--objective.preference.draws", "16"],
+        ("data.packing_length", "2048 holds no pair", "raise it to 4096"),
+    ),
     "widths of no such averages": (lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"], ("training.ema_widths", "0.5")),
     "no seeds": (lambda p: ["evaluate", str(p.images), "--seeds", "0"], ("--seeds", "0", "1 or more")),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),

@@ -28,6 +28,7 @@ from unveil.config_images import UNetConfig as UNetConfig
 from unveil.config_latent import LatentConfig as LatentConfig
 from unveil.config_latent import MTPConfig as MTPConfig
 from unveil.config_latent import YarnConfig as YarnConfig
+from unveil.config_preference import PreferenceConfig as PreferenceConfig
 from unveil.config_streams import CausalConfig as CausalConfig
 from unveil.config_streams import OadTRConfig as OadTRConfig
 from unveil.config_streams import RecurrentConfig as RecurrentConfig
@@ -45,11 +46,12 @@ FORMAT_VERSION = 1
 class SourceConfig:
     """Where documents come from."""
 
-    kind: Literal["python", "text", "jsonl", "parquet", "hub", "chat"] = "python"
+    kind: Literal["python", "text", "jsonl", "parquet", "hub", "chat", "preference"] = "python"
     """``chat`` is JSONL of conversations, of which the answers are learned: ``{"messages": [{"role": ..., "content": ...}, ...]}`` or
-    ``{"prompt": ..., "response": ...}``."""
+    ``{"prompt": ..., "response": ...}``. ``preference`` is JSONL of pairs: ``{"prompt": ..., "chosen": ..., "rejected": ...}``, or the
+    conversation so far as ``messages`` in the place of the prompt."""
     path: str = ""
-    """A file, a folder or a hub id; not used by ``python``. Of ``chat`` empty means sums, made here."""
+    """A file, a folder or a hub id; not used by ``python``. Of ``chat`` and ``preference`` empty means sums, made here."""
     weight: Positive = 1.0
     """Share of the tokens in a mixture, relative to the other sources."""
     column: str = "text"
@@ -163,6 +165,8 @@ class NextTokenConfig:
     """After it."""
     mtp_early: Share = 0.67
     """Share of the steps with the first weight (DeepSeek-V3: 10 T of 14.8 T tokens)."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Its ``draws`` are not needed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from unveil.config_preference import PreferenceConfig
 from unveil.ranges import Count, Natural, NonNegative, Positive, Range, Share
 
 
@@ -24,6 +25,7 @@ class NoiseConfig:
     anneal: Share = 0.0
     """Share of the steps in which attention goes from causal to bidirectional: edges to later tokens open by chance, ever more of them
     (DiffuLLaMA). 0 sees both sides from the first step; blocks never do."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from unveil.config import (
     TrainingConfig,
     TransformerConfig,
 )
-from unveil.data.loader import held_out
+from unveil.data.held_out import held_out
 from unveil.data.shards import Prepared
 from unveil.demo_digits import DIGITS, digits, missing
 from unveil.demo_digits import recipe as digits_recipe

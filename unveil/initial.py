@@ -51,6 +51,9 @@ def adopted(recipe: Any) -> Any:
     Raises UserError for a recipe that is not of text, for what is no model of text, and for an objective that the model contradicts.
     """
     if not recipe.training.initial:
+        if isinstance(recipe, TextRecipe) and recipe.objective.preference.beta:
+            problem = "is empty, and preferences are learned relative to the model that training begins with"
+            raise UserError(FIELD, problem, "name a run or a model's folder")
         return recipe
     if not isinstance(recipe, TextRecipe):
         raise UserError(FIELD, f"given, and a recipe of the family {recipe.family!r} cannot begin with a run's weights", "leave it out")
@@ -117,6 +120,12 @@ def spent(recipe: TextRecipe) -> float:
         return 0.0
     tokens = theirs.training.steps * theirs.training.packs * theirs.data.packing_length
     return TextRun.read(folder, folder, theirs).flops_per_token * tokens + spent(theirs)
+
+
+def reference(recipe: TextRecipe, built: nn.Module) -> nn.Module:
+    """``built`` with the weights that training begins with, to be asked and never learned."""
+    give(recipe, built)
+    return built.eval().requires_grad_(False)
 
 
 def _source(path: str) -> _Source:

@@ -143,8 +143,10 @@ def checked(recipe: R) -> R:
                 raise UserError("objective.sigma_min", f"{low} is not below objective.sigma_max = {high}", "lower it")
             case ScheduleConfig(kind="wsd", warmup=warmup, decay=decay) if warmup + decay > 1:
                 raise UserError("schedule.decay", f"{decay} and schedule.warmup = {warmup} are more than the whole run", "lower them")
-    if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe) and any(s.kind == "chat" for s in recipe.data.sources):
-        _check_conversations(recipe)
+    if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe):
+        if any(source.kind in ("chat", "preference") for source in recipe.data.sources):
+            _check_conversations(recipe)
+        _check_preference(recipe)
     if isinstance(recipe, DiscreteRecipe):
         _check_discrete(recipe)
     if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe):
@@ -266,6 +268,28 @@ def _check_growth(objective: BlockConfig) -> None:
         raise UserError("objective.clip", "true with objective.growth: the search is for one size of block", "set it to false")
 
 
+def _check_preference(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
+    """That pairs come with what learns from them, and what learns from them with room for a pair."""
+    beta, kinds = recipe.objective.preference.beta, {source.kind for source in recipe.data.sources}
+    if not beta:
+        if "preference" in kinds:
+            raise UserError("objective.preference.beta", "is 0, and the data are pairs", "set it to 0.1, say")
+        return
+    if kinds != {"preference"}:
+        raise UserError("data.sources.kind", f"'{min(kinds - {'preference'})}' with objective.preference", "take 'preference'")
+    if isinstance(recipe, AutoregressiveRecipe):
+        copies = 2
+    else:
+        if isinstance(recipe.objective, ScoreConfig):
+            raise UserError("objective.kind", "'score' with objective.preference, which wants masks", "take 'masked' or 'block'")
+        if isinstance(recipe.objective, BlockConfig) and recipe.objective.clip:
+            raise UserError("objective.clip", "true with objective.preference, whose times are not drawn so", "set it to false")
+        copies = 2 * recipe.objective.preference.draws
+    if (room := copies * recipe.data.context) > recipe.data.packing_length:
+        problem = f"{recipe.data.packing_length} holds no pair: {copies} answers of up to data.context = {recipe.data.context} tokens"
+        raise UserError("data.packing_length", problem, f"raise it to {room}")
+
+
 def _check_images(data: ImageDataConfig) -> None:
     if data.captions and data.kind not in ("folder", "parquet", "hub"):
         raise UserError("data.captions", f"'{data.kind}' has none", "leave it empty, or take a folder, parquet or the hub")
@@ -308,8 +332,8 @@ def with_data(recipe: A, path: str) -> A:
     if isinstance(recipe, StreamsRecipe):
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, kind="folder", path=str(Path(path).resolve())))
     first = recipe.data.sources[0]
-    kind: Literal["text", "jsonl", "parquet", "hub", "chat"] = _source_kind(path)
-    if first.kind == "chat":
+    kind: Literal["text", "jsonl", "parquet", "hub", "chat", "preference"] = _source_kind(path)
+    if first.kind in ("chat", "preference"):
         if kind != "jsonl":
             raise UserError("--data", f"{path!r} is no JSONL, and this recipe learns from conversations", "give a file NAME.jsonl")
         kind = first.kind

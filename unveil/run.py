@@ -151,6 +151,8 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
     if chosen.training.initial and not adapter and not checkpoint.steps(directory / "checkpoints"):
         initial.give(chosen, model)
     model = model.to(device())
+    if isinstance(work, TextTraining) and chosen.objective.preference.beta:
+        work.family.preference.reference = initial.reference(chosen, work.build()).to(device())
     loader = work.loader(world.rank, world.size)
     scores: dict[str, Any] = {"evaluate": work.evaluate} if work.scores else {}
     trainer = Trainer(work.family, model, loader, chosen, directory, sample=work.sample, console=console, **scores)

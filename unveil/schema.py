@@ -27,6 +27,8 @@ def override(tree: dict[str, Any], hint: Any, key: str, value: Any) -> None:
                 raise UserError(f"--{key}", f"no item {part!r}", f"give a number below {len(node)}")
             node = node[int(part)]
             continue
+        if part not in node and dataclasses.is_dataclass(hints(hint).get(part)):
+            node[part] = {}  # its defaults, where another kind was chosen
         if part not in node:
             raise UserError(f"--{key}", f"no section {part!r}", nearest(part, [k for k, v in tree.items() if isinstance(v, dict)]))
         node, among = node[part], hints(hint)[part]

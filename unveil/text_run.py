@@ -17,12 +17,14 @@ from unveil.adapters.bits import Weights
 from unveil.canvas import filled, prompted
 from unveil.config import BlockConfig, TextRecipe
 from unveil.data import chats
-from unveil.data.loader import Loader, Scored, held_out
+from unveil.data.held_out import Scored, held_out, held_out_pairs
+from unveil.data.loader import Loader
 from unveil.data.shards import Prepared, prepare
 from unveil.data.tokenizer import Tokenizer
 from unveil.environment import device
 from unveil.errors import UserError
 from unveil.evaluation.likelihood import BitsPerByte, held_out_bits
+from unveil.evaluation.loss import averaged
 from unveil.families import EXACT, family
 from unveil.family import Row
 from unveil.nn.packed import Packed
@@ -192,11 +194,18 @@ class TextTraining:
         return Loader(self.prepared, self.recipe.data, self.recipe.seed, self.family, rank, world)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Bits per byte of the validation split; while blocks grow, the block at which they are scored, which is the last."""
+        """Bits per byte of the validation split; while blocks grow, the block at which they are scored, which is the last; of pairs the
+        loss and what is measured beside it, and bits of the preferred answers."""
         self._scored.append(_bits(self.recipe, self.prepared, self.recipe.evaluation, model, "validation", self.recipe.seed))
         scored = {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
         objective = self.recipe.objective
-        return scored | {"block": float(objective.block)} if isinstance(objective, BlockConfig) and objective.growth else scored
+        if isinstance(objective, BlockConfig) and objective.growth:
+            scored["block"] = float(objective.block)
+        if not objective.preference.beta:
+            return scored
+        tokens, data = self.recipe.evaluation.tokens, self.recipe.data
+        pairs = held_out_pairs(self.prepared, data, "validation", tokens, self.recipe.seed, self.family)
+        return {**averaged(self.family, model, pairs), **scored}
 
     def sample(self, model: nn.Module, step: int) -> None:
         recipe = self.recipe

@@ -25,7 +25,8 @@ from unveil.config import (
     TransformerConfig,
 )
 from unveil.data import chats
-from unveil.data.loader import Loader, held_out
+from unveil.data.held_out import held_out
+from unveil.data.loader import Loader
 from unveil.data.shards import prepare
 from unveil.data.tokenizer import Tokenizer
 from unveil.discrete.family import Discrete
@@ -69,7 +70,7 @@ def discrete(tokenizer: Tokenizer, kind: Any = MaskedConfig, **more: Any) -> Dis
 
 def test_a_row_in_tokens_is_its_text_and_the_spans_are_the_answers() -> None:
     tokenizer = Tokenizer.train(TokenizerConfig(kind="bytes"), [])
-    data = chats.canonical(talk(*TWO), "x:1")
+    data = chats.canonical(talk(*TWO), "chat", "x:1")
     found = chats.encode(data, "x:1", tokenizer, PlainTemplate(), 128)
     assert found is not None and not found.shortened
     text = "User: Hi?\nAssistant: Yes.\nUser: Why?\nAssistant: Because é.\n"
@@ -80,7 +81,7 @@ def test_a_row_in_tokens_is_its_text_and_the_spans_are_the_answers() -> None:
 
 
 def test_a_prompt_and_a_response_are_a_conversation() -> None:
-    assert chats.canonical({"prompt": "Hi?", "response": "Yes."}, "") == chats.canonical(talk(TWO[0]), "")
+    assert chats.canonical({"prompt": "Hi?", "response": "Yes."}, "chat", "") == chats.canonical(talk(TWO[0]), "chat", "")
 
 
 def test_a_start_token_that_the_text_spells_is_not_doubled() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unveil.config import SourceConfig, TextDataConfig, TokenizerConfig
 from unveil.data.corpus import documents
-from unveil.data.loader import BOUNDARIES, Loader, held_out
+from unveil.data.held_out import held_out
+from unveil.data.loader import BOUNDARIES, Loader
 from unveil.data.shards import Prepared, prepare
 from unveil.errors import UserError
 from unveil.nn.packed import Packed
@@ -227,8 +228,8 @@ def test_held_out_takes_no_more_tokens_than_asked_and_from_every_source(config: 
     assert 900 < read_back(prepared, config, tokens=1000)[2] <= 1000
     (tmp_path / "lines.txt").write_text("\n".join(f"<<the line number {n} of them>>" for n in range(300)))
     lines = SourceConfig(kind="text", path=str(tmp_path), documents="line", weight=3)
-    both = prepare(replace(config, sources=(*config.sources, lines)))
-    text, _, total, _ = read_back(both, config, tokens=800)
+    config = replace(config, sources=(*config.sources, lines))
+    text, _, total, _ = read_back(prepare(config), config, tokens=800)
     assert total <= 800 and 500 < text.count(b"<<") * 33 < 650
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unveil.data.loader import Scored
+from unveil.data.held_out import Scored
 from unveil.evaluation.likelihood import held_out_bits
 from unveil.nn.packed import Packed
 

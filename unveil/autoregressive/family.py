@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unveil import experts
 from unveil.autoregressive.infill import Tokens, rearrange
-from unveil.autoregressive.objective import loss_ahead, next_token_loss, predicted
+from unveil.autoregressive.objective import likelihoods, loss_ahead, next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
 from unveil.autoregressive.speculative import SpeculativeSampler, acceptance
 from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
@@ -23,6 +23,7 @@ from unveil.nn.mtp import states_ahead
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 from unveil.text.conversation import answered
+from unveil.text.preference import Preference
 from unveil.text.proposals import forbid
 from unveil.text.vocabulary import Vocabulary
 
@@ -50,6 +51,7 @@ class Autoregressive:
         if not 0 <= objective.fim_rate <= 1:
             raise UserError("objective.fim_rate", f"got {objective.fim_rate}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.objective = vocabulary, model, objective
+        self.preference = Preference(objective.preference.beta)
         self.sampler: Any = (SpeculativeSampler if sampler.speculate else NextTokenSampler)(vocabulary, sampler, stop)
         never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end], dtype=torch.int64)
 
@@ -82,7 +84,16 @@ class Autoregressive:
         """The weight of multi-token prediction falls on the way."""
         self._share = step / steps
 
+    versions = 1
+    """Of an answer of a pair."""
+
+    def draw_answer(self, sample_id: int, epoch: int, given: Tokens, rng: np.random.Generator) -> list[dict[str, Tokens]]:
+        """An answer's likelihood needs no chance."""
+        return [{}]
+
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
+        if self.preference.beta:
+            return self.preference.targets(noise)
         given_T = noise.get("given")
         ahead = {name: float(predicted(batch, distance, given_T)) for distance, name in enumerate(self._terms, start=1)}
         return {**ahead, **experts.targets(self.model, batch)}
@@ -90,7 +101,10 @@ class Autoregressive:
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
         """``nll``: nats over all tokens but the first of each sequence and those told. ``mtp1`` and on: of depth k of multi-token
         prediction, over all but the first k + 1, at ``1 / depths`` of its weight (DeepSeek-V3, eq. 25). ``balance``, if there are
-        experts."""
+        experts. Of pairs, what ``text.preference`` says."""
+        if self.preference.beta:
+            terms = self.preference.terms(lambda network: likelihoods(network, batch, noise["given"]), model, noise)
+            return {name: Term(*term) for name, term in terms.items()}
         given_T = noise.get("given")
         if not (depths := self.model.mtp.depths):
             return {"nll": Term(next_token_loss(model, batch, given_T=given_T)[0]), **experts.terms(model, batch)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unveil.nn.head import cross_entropy
 from unveil.nn.packed import Packed
+from unveil.text.preference import Estimate
 
 
 def tokens_ahead(batch: Packed, distance: int = 1) -> tuple[Tensor, Tensor]:
@@ -54,3 +55,20 @@ def next_token_loss(
     """``loss_ahead`` of the next token. ``model`` maps a batch to hidden states and has a ``head`` (``Transformer``, or any network in a
     ``LogitsModel``)."""
     return loss_ahead(model.head, model(batch), batch, 1, token_loss, given_T)
+
+
+def likelihoods(model: Any, batch: Packed, given_T: Tensor) -> Estimate:
+    """log p of the tokens that are not told, of every sequence: exact."""
+    targets_T, followed_T = tokens_ahead(batch)
+    counted_T, hidden_TD, sequence_T = followed_T & ~given_T.roll(-1), model(batch), batch.sequence_T
+    with torch.no_grad():
+        _, losses_T = model.head.reduce(hidden_TD.detach(), cross_entropy, counted_T.float(), targets_T)
+    values_N = torch.zeros(len(batch.sample_ids_N), dtype=torch.float64, device=losses_T.device)
+    values_N.index_add_(0, sequence_T, -torch.where(counted_T, losses_T, 0.0).double())
+
+    def weighted(slopes_N: Tensor) -> Tensor:
+        weights_T = torch.where(counted_T, -slopes_N[sequence_T], 0.0).to(losses_T.dtype)
+        total, _ = model.head.reduce(hidden_TD, cross_entropy, weights_T, targets_T)
+        return total
+
+    return Estimate(values_N, weighted)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from unveil.config import SourceConfig
 from unveil.data import chats
-from unveil.data.sums import COUNT, sums
+from unveil.data.sums import COUNT, judged_sums, sums
 from unveil.data.tokenizer import text_bytes
 from unveil.errors import UserError, nearest
 
@@ -32,7 +32,7 @@ SKIPPED_MARKS = (b"decoding_table", b"decoding_map")
 """Files that hold these are generated code pages (``encodings``). Build settings (``_sysconfigdata``) are left out too."""
 
 _JSONL = (".jsonl", ".jsonl.gz", ".ndjson")
-_SUFFIXES = {"jsonl": _JSONL, "chat": _JSONL, "parquet": (".parquet",)}
+_SUFFIXES = {"jsonl": _JSONL, "chat": _JSONL, "preference": _JSONL, "parquet": (".parquet",)}
 
 
 class Document(NamedTuple):
@@ -202,8 +202,9 @@ def _jsonl(source: SourceConfig) -> Iterator[Document]:
 
 
 def _chat(source: SourceConfig) -> Iterator[Document]:
-    rows = _rows(source) if source.path else ((f"sums:{n}", f"sums:{n}", row) for n, row in enumerate(sums()))
-    yield from (Document(name, chats.canonical(row, where)) for name, where, row in rows)
+    made = sums() if source.kind == "chat" else judged_sums()
+    rows = _rows(source) if source.path else ((f"sums:{n}", f"sums:{n}", row) for n, row in enumerate(made))
+    yield from (Document(name, chats.canonical(row, source.kind, where)) for name, where, row in rows)
 
 
 def _rows(source: SourceConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -291,4 +292,5 @@ _READERS: dict[str, Callable[[SourceConfig], Iterator[Document]]] = {
     "parquet": _parquet,
     "hub": _hub,
     "chat": _chat,
+    "preference": _chat,
 }

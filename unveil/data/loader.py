@@ -10,18 +10,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unveil.config import TextDataConfig
 from unveil.data.ahead import Ahead, Noising, State
 from unveil.data.noise import generator
-from unveil.data.packing import OPEN, SMALLEST, Packer, count_pieces, piece
+from unveil.data.packing import OPEN, SMALLEST, Packer
 from unveil.data.shards import Prepared
-from unveil.data.split import Split
 from unveil.data.store import TokenStore
 from unveil.data.stream import Piece, Stream
 from unveil.data.tokenizer import Tokenizer
-from unveil.errors import UserError
 from unveil.nn.packed import Packed
 from unveil.text.vocabulary import Vocabulary
 
@@ -41,24 +38,24 @@ class Speaking(Noising, Protocol):
     def answer(self, tokens: Array, spans: Array, index: int) -> tuple[Array, Array]:
         """Likewise, to score one answer."""
 
+    @property
+    def versions(self) -> int:
+        """How often an answer of a pair is in a pack: as many as ``draw_answer`` gives."""
 
-class _Sample(NamedTuple):
+    def draw_answer(self, sample_id: int, epoch: int, given: Array, rng: np.random.Generator) -> list[dict[str, Array]]:
+        """The noise of each version of an answer of a pair."""
+
+
+class Sample(NamedTuple):
     piece: Piece
-    tokens: Array
-    given: Array
-    """Which tokens are told and not learned, bool ``[T]``."""
+    sequences: list[tuple[Array, Array]]
+    """Tokens, int64 ``[T]``, and which of them are told, bool ``[T]``; of a pair the preferred answer and the other one."""
+    versions: int = 1
+    """How often each is in the pack."""
 
-
-class Scored(NamedTuple):
-    """Held-out text."""
-
-    packed: Packed
-    content_T: Tensor
-    """Which tokens are of the source, bool."""
-    source_bytes_N: Tensor
-    """The bytes that they stand for, int64."""
-    given_T: Tensor | None = None
-    """Which tokens are told, bool; None where none is."""
+    @property
+    def length(self) -> int:
+        return self.versions * sum(len(tokens) for tokens, _ in self.sequences)
 
 
 class Loader(Ahead[Packed]):
@@ -77,10 +74,10 @@ class Loader(Ahead[Packed]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        super().__init__(_Plan(prepared, config, seed, family, rank, world), config.workers)
+        super().__init__(Plan(prepared, config, seed, family, rank, world), config.workers)
 
 
-class _Plan:
+class Plan:
     """All that a worker needs to build any pack."""
 
     def __init__(self, prepared: Prepared, config: TextDataConfig, seed: int, family: Speaking, rank: int, world: int) -> None:
@@ -99,48 +96,69 @@ class _Plan:
         vocabulary = self.tokenizer.vocabulary.size
         return {"seed": self.seed, "cutting": cutting, "weights": list(self.weights), "sizes": sizes, "vocabulary": vocabulary}
 
-    def sample(self, origin: Piece) -> _Sample:
-        """The piece between its start and end tokens, as the family transforms it: int64."""
+    def sample(self, origin: Piece) -> Sample:
+        """The piece between its start and end tokens, as the family transforms it."""
         store, rng = self.stores[origin.source], generator(self.seed, origin.epoch, origin.sample_id, "transform")
-        if store.whole:
-            tokens, given = self.family.converse(*_conversation(store, self.tokenizer, origin.document), rng)
-        else:
-            tokens = _sequence(store, self.tokenizer.vocabulary, origin.document, origin.start, origin.stop, origin.ends)
+        if not store.whole:
+            tokens = sequence_of(store, self.tokenizer.vocabulary, origin.document, origin.start, origin.stop, origin.ends)
             tokens = self.family.transform(tokens, rng)
-            given = np.zeros(len(tokens), dtype=np.bool_)
-        if not SMALLEST <= len(tokens) <= self.config.context:
-            raise ValueError(f"the family made {len(tokens)} tokens of a sequence: wanted {SMALLEST}..{self.config.context}")
-        return _Sample(origin, tokens, given)
+            sample = Sample(origin, [(tokens, np.zeros(len(tokens), dtype=np.bool_))])
+        elif self._pairs(origin):
+            both = (self.family.answer(*_side(store, self.tokenizer, origin.document, side), 0) for side in (0, 1))
+            sample = Sample(origin, list(both), self.family.versions)
+        else:
+            sample = Sample(origin, [self.family.converse(*conversation(store, self.tokenizer, origin.document), rng)])
+        for tokens, _ in sample.sequences:
+            if not SMALLEST <= len(tokens) <= self.config.context:
+                raise ValueError(f"the family made {len(tokens)} tokens of a sequence: wanted {SMALLEST}..{self.config.context}")
+        return sample
 
-    def build(self, samples: Sequence[_Sample]) -> tuple[tuple[list[Array], list[int]], dict[str, Array]]:
-        ordered = sorted(samples, key=lambda s: (len(s.tokens), s.piece.sample_id))
-        draws = []
-        for origin, tokens, _ in ordered:
-            rng = generator(self.seed, origin.epoch, origin.sample_id, "draw")
-            draws.append(self.family.draw(origin.sample_id, origin.epoch, len(tokens), rng))
-        noise = {name: np.concatenate([d[name] for d in draws]) for name in draws[0]}
-        if any(store.whole for store in self.stores):
-            noise["given"] = np.concatenate([s.given for s in ordered])
-        return ([s.tokens for s in ordered], [s.piece.sample_id for s in ordered]), noise
+    def build(self, samples: Sequence[Sample]) -> tuple[tuple[list[Array], list[int]], dict[str, Array]]:
+        rows = [row for sample in samples for row in self._drawn(sample)]
+        rows.sort(key=lambda row: (len(row[1]), row[0]))
+        noise = {name: np.concatenate([drawn[name] for *_, drawn in rows]) for name in rows[0][2]}
+        if "pair" in noise:
+            noise["pair"] = np.unique(noise["pair"], return_inverse=True)[1]
+        if not any(store.whole for store in self.stores):
+            del noise["given"]
+        return ([tokens for _, tokens, _ in rows], [sample_id for sample_id, *_ in rows]), noise
+
+    def _drawn(self, sample: Sample) -> Iterator[tuple[int, Array, dict[str, Array]]]:
+        """Sample id, tokens and noise of its sequences."""
+        _, _, epoch, *_ = origin = sample.piece
+        for side, (tokens, given) in enumerate(sample.sequences):
+            if not self._pairs(origin):
+                rng = generator(self.seed, epoch, origin.sample_id, "draw")
+                drawn = self.family.draw(origin.sample_id, epoch, len(tokens), rng)
+                yield origin.sample_id, tokens, {**drawn, "given": given}
+                continue
+            rng = generator(self.seed, epoch, origin.sample_id, f"draw of answer {side}")
+            told = {"given": given, "chosen": np.array([side == 0]), "pair": np.array([origin.sample_id])}
+            yield from (
+                (origin.sample_id, tokens, {**told, **drawn}) for drawn in self.family.draw_answer(origin.sample_id, epoch, given, rng)
+            )
+
+    def _pairs(self, origin: Piece) -> bool:
+        return self.config.sources[origin.source].kind == "preference"
 
     def finish(self, content: tuple[list[Array], list[int]]) -> Packed:
-        return _packed(*content)
+        return packed(*content)
 
 
 class _Planner:
     """Lays the stream's pieces into packs. Its state names pieces, not tokens: those are made again from the store."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         config = plan.config
         self._plan = plan
         self._stream = Stream(plan.stores, plan.weights, config.context, plan.seed)
-        self._packer: Packer[_Sample] = Packer(config.packing_length, OPEN[config.packing])
-        self._finished: list[list[_Sample]] = []
+        self._packer: Packer[Sample] = Packer(config.packing_length, OPEN[config.packing])
+        self._finished: list[list[Sample]] = []
 
-    def next(self) -> list[_Sample]:
+    def next(self) -> list[Sample]:
         while not self._finished:
             sample = self._plan.sample(next(self._stream))
-            self._finished += self._packer.add(len(sample.tokens), sample)
+            self._finished += self._packer.add(sample.length, sample)
         return self._finished.pop(0)
 
     def state(self) -> State:
@@ -152,12 +170,12 @@ class _Planner:
         self._stream.restore(state["stream"])
         self._finished = [[self._plan.sample(Piece(*p)) for p in pack] for pack in state["finished"]]
         self._packer.restore(
-            [(order, [(len(s.tokens), s) for s in (self._plan.sample(Piece(*p)) for p in pieces)]) for order, pieces in state["open"]],
+            [(order, [(s.length, s) for s in (self._plan.sample(Piece(*p)) for p in pieces)]) for order, pieces in state["open"]],
             state["opened"],
         )
 
 
-def _sequence(store: TokenStore, vocabulary: Vocabulary, document: int, start: int, stop: int, ends: bool) -> Array:
+def sequence_of(store: TokenStore, vocabulary: Vocabulary, document: int, start: int, stop: int, ends: bool) -> Array:
     sequence = np.empty(1 + stop - start + ends, dtype=np.int64)
     sequence[0] = vocabulary.start
     sequence[1 : 1 + stop - start] = store.tokens(document)[start:stop]
@@ -166,13 +184,20 @@ def _sequence(store: TokenStore, vocabulary: Vocabulary, document: int, start: i
     return sequence
 
 
-def _conversation(store: TokenStore, tokenizer: Tokenizer, document: int) -> tuple[Array, Array]:
+def conversation(store: TokenStore, tokenizer: Tokenizer, document: int) -> tuple[Array, Array]:
     """Its tokens as a prompt's begin, and where its answers begin and stop, turns' ends included: int64 ``[A, 2]``."""
     start = np.full(int(tokenizer.opens), tokenizer.vocabulary.start, dtype=np.int64)
     return np.concatenate([start, store.tokens(document).astype(np.int64)]), store.spans(document)[:, [0, 2]] + len(start)
 
 
-def _packed(sequences: Sequence[Array], sample_ids: Sequence[int]) -> Packed:
+def _side(store: TokenStore, tokenizer: Tokenizer, document: int, side: int) -> tuple[Array, Array]:
+    """As ``_conversation``, of one of a pair's two answers behind their prompt."""
+    tokens, spans = conversation(store, tokenizer, document)
+    first, (start, stop) = spans[0, 0], spans[side]
+    return np.concatenate([tokens[:first], tokens[start:stop]]), np.array([[first, first + stop - start]])
+
+
+def packed(sequences: Sequence[Array], sample_ids: Sequence[int]) -> Packed:
     lengths = np.array([len(s) for s in sequences])
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     filled = np.full(-(-len(bounds) // BOUNDARIES) * BOUNDARIES, bounds[-1], dtype=np.int32)
@@ -185,86 +210,3 @@ def _packed(sequences: Sequence[Array], sample_ids: Sequence[int]) -> Packed:
         torch.from_numpy(positions),
         torch.tensor(list(sample_ids), dtype=torch.int64),
     )
-
-
-def held_out(prepared: Prepared, config: TextDataConfig, split: Split, tokens: int = 0, family: Speaking | None = None) -> Iterator[Scored]:
-    """Held-out text in file order, cut at phase 0 into windows that do not overlap; a conversation gives a sequence for each answer, in
-    which the message is the content and all before it is told, as ``family`` lays it out.
-
-    Start and end tokens and what ends a turn are no content. ``tokens`` limits the tokens (special ones
-    included), shared by the sources as in the mixture; 0 takes all. Sequences stay in order, packed by next-fit; sample ids count
-    from 0. Raises UserError where nothing is held out.
-    """
-    vocabulary, byte_lengths = prepared.tokenizer.vocabulary, prepared.tokenizer.byte_lengths()
-    if not any(len(store) for store in prepared.splits[split]):
-        raise UserError(f"data.{split}", "nothing is held out", "set it above 0")
-    packer: Packer[_Window] = Packer(config.packing_length, OPEN["next-fit"])
-    sample_id = 0
-    for store, weight in zip(prepared.splits[split], prepared.weights, strict=True):
-        used = 0
-        if store.whole:
-            assert family is not None
-            windows = _asked(store, prepared.tokenizer, family)
-        else:
-            windows = _read(store, vocabulary, config.context, byte_lengths)
-        for window in windows:
-            length = len(window.tokens)
-            if tokens and used and used + length > tokens * weight:
-                break
-            used += length
-            yield from map(_scored, packer.add(length, window._replace(sample_id=sample_id)))
-            sample_id += 1
-    yield from map(_scored, packer.flush())
-
-
-class _Window(NamedTuple):
-    tokens: Array
-    content: Array
-    source_bytes: int
-    given: Array | None = None
-    sample_id: int = 0
-
-
-def _read(store: TokenStore, vocabulary: Vocabulary, context: int, byte_lengths: Array | None) -> Iterator[_Window]:
-    for document, start, stop, ends, size in _cuts(store, context, byte_lengths):
-        sequence = _sequence(store, vocabulary, document, start, stop, ends)
-        content = np.ones(len(sequence), dtype=np.bool_)
-        content[0], content[-1] = False, not ends
-        yield _Window(sequence, content, size)
-
-
-def _asked(store: TokenStore, tokenizer: Tokenizer, family: Speaking) -> Iterator[_Window]:
-    for document in range(len(store)):
-        tokens, spans = _conversation(store, tokenizer, document)
-        for index, (_, end, _, size) in enumerate(store.spans(document).tolist()):
-            sequence, given = family.answer(tokens, spans, index)
-            content = ~given
-            content[end + tokenizer.opens :] = False
-            yield _Window(sequence, content, size, given)
-
-
-def _cuts(store: TokenStore, context: int, byte_lengths: Array | None) -> Iterator[tuple[int, int, int, bool, int]]:
-    """Document, start, stop, whether it ends there, and its bytes, for every window. A document's windows share all its bytes: where
-    ids do not stand for bytes, in proportion to their tokens."""
-    for document, count in enumerate(count_pieces(store.lengths, store.ends, 0, context)):
-        length, ends, left = int(store.lengths[document]), bool(store.ends[document]), int(store.source_bytes[document])
-        for index in range(count):
-            start, stop = piece(length, ends, 0, context, index)
-            if stop == length:
-                size = left
-            elif byte_lengths is None:
-                size = round(left * (stop - start) / (length - start))
-            else:
-                size = min(left, int(byte_lengths[store.tokens(document)[start:stop]].sum()))
-            left -= size
-            yield document, start, stop, ends and stop == length, size
-
-
-def _scored(windows: Sequence[_Window]) -> Scored:
-    packed = _packed([w.tokens for w in windows], [w.sample_id for w in windows])
-    given = None
-    if any(w.given is not None for w in windows):
-        told = [np.zeros(len(w.tokens), dtype=np.bool_) if w.given is None else w.given for w in windows]
-        given = torch.from_numpy(np.concatenate(told))
-    size_N = torch.tensor([w.source_bytes for w in windows], dtype=torch.int64)
-    return Scored(packed, torch.from_numpy(np.concatenate([w.content for w in windows])), size_N, given)

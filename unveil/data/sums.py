@@ -22,3 +22,14 @@ def sums(count: int = COUNT) -> Iterator[dict[str, Any]]:
             turns.append((f"And {c} more?", str(a + b + c)))
         spoken = [(role, text) for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
         yield {"messages": [{"role": role, "content": text} for role, text in spoken]}
+
+
+def judged_sums(count: int = COUNT) -> Iterator[dict[str, Any]]:
+    """Pairs of a right answer and a wrong one, off by one or with two digits exchanged. The same on every run."""
+    rng = np.random.Generator(np.random.Philox(key=1))
+    for _ in range(count):
+        a, b = (int(n) for n in rng.integers(0, 100, 2))
+        right = str(a + b)
+        wrong = right[:-2] + right[:-3:-1] if rng.random() < 0.5 else str(a + b + int(rng.choice((-1, 1))))
+        wrong = str(a + b + 1) if wrong == right else wrong
+        yield {"prompt": ASKED[rng.integers(len(ASKED))].format(a=a, b=b), "chosen": right, "rejected": wrong}

@@ -15,11 +15,13 @@ from unveil.data.noise import generator
 from unveil.discrete.canvas import MaskedState
 from unveil.discrete.kinds import kind_of
 from unveil.discrete.objective import BUCKETS, curve
+from unveil.discrete.preference import bounds, draws
 from unveil.errors import UserError
 from unveil.family import Curve, Noise, Request, Snapshot, Term, View
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 from unveil.text.conversation import answered
+from unveil.text.preference import Preference
 from unveil.text.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
@@ -53,6 +55,7 @@ class Discrete:
         if not 0 <= objective.random_length <= 1:
             raise UserError("objective.random_length", f"got {objective.random_length}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.config, self.seed = vocabulary, model, objective, seed
+        self.preference = Preference(objective.preference.beta)
         self.kind = kind_of(vocabulary, model, objective)
         self.sampler = self.kind.sampler(sampler, stop)
 
@@ -87,16 +90,33 @@ class Discrete:
 
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
         """``t``, of the sequence or of every token, and ``u``, a uniform per token; see ``Kind.draw``."""
-        return self.kind.draw(generator(self.seed, epoch, 0, "time").random(), sample_id, length, rng)
+        return self.kind.draw(self._offset(epoch), sample_id, length, rng)
+
+    @property
+    def versions(self) -> int:
+        return self.config.preference.draws
+
+    def draw_answer(self, sample_id: int, epoch: int, given: Array, rng: np.random.Generator) -> list[dict[str, Array]]:
+        """The versions of an answer by which its bound is estimated; see ``preference.draws``."""
+        return draws(given, self.kind.objective.read.block, self.versions, self._offset(epoch), sample_id, rng)
+
+    def _offset(self, epoch: int) -> float:
+        return float(generator(self.seed, epoch, 0, "time").random())
 
     def progress(self, step: int, steps: int) -> None:
         """How far attention is annealed, or blocks have grown, in this step."""
         self.kind.progress(step, steps, self.seed)
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
+        if self.preference.beta:
+            return self.preference.targets(noise)
         return {**self.kind.targets(batch, noise), **experts.targets(self.model, batch), **dict.fromkeys(self.kind.stage, 1.0)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
+        if self.preference.beta:
+            objective: Any = self.kind.objective
+            terms = self.preference.terms(lambda network: bounds(objective, network, batch, noise), model, noise)
+            return {name: Term(*term) for name, term in terms.items()}
         stage = {name: Term(torch.full((), value, device=batch.tokens_T.device), 0.0) for name, value in self.kind.stage.items()}
         return {**self.kind.loss(model, batch, noise), **experts.terms(model, batch), **stage}
 

@@ -43,7 +43,11 @@ def grid(sample_ids_G: Array, blocks_G: Array | int, draws: int, seed: int) -> A
 
 def subset_sizes(lengths_G: Array, sample_ids_G: Array, draws: int, seed: int, blocks_G: Array | int = 0) -> Array:
     """How many tokens each draw masks, int64 ``[K, G]``, each uniform on 1..L, on a ``grid``. 0 where L is 0."""
-    grid_KG = grid(sample_ids_G, blocks_G, draws, seed)
+    return sizes(grid(sample_ids_G, blocks_G, draws, seed), lengths_G)
+
+
+def sizes(grid_KG: Array, lengths_G: Array) -> Array:
+    """Points of [0, 1) to numbers of masks in 1..L, int64 ``[K, G]``; 0 where L is 0."""
     return np.minimum(1 + (grid_KG * lengths_G).astype(np.int64), lengths_G)
 
 
@@ -91,7 +95,7 @@ def bound(
     lengths_G = np.bincount(group_T[maskable_T], minlength=len(sequence_G))
     blocks_G = positions_T[first_T] // read.block if read.block else 0
     sizes_KG = subset_sizes(lengths_G, ids_N[sequence_G], draws, seed, blocks_G)
-    masked_KT = torch.from_numpy(_ranks(batch, maskable_T, group_T, draws, seed) < sizes_KG[:, group_T])
+    masked_KT = torch.from_numpy(ranks(_keys(batch, draws, seed), maskable_T, group_T) < sizes_KG[:, group_T])
     levels_KT = _levels(batch, process, sizes_KG, lengths_G, seed) if read.told else torch.zeros(masked_KT.shape)
 
     values_KN = torch.zeros(draws, len(ids_N), dtype=torch.float64)
@@ -111,17 +115,23 @@ def bound(
     return values_KN.mean(0), torch.where(torch.from_numpy(chance_N), error_N, 0.0)
 
 
-def _ranks(batch: Packed, maskable_T: Array, group_T: Array, draws: int, seed: int) -> Array:
-    """A random order of the maskable tokens of each group, per draw: ranks from 0, int64 ``[K, T]``; the others rank last."""
+def _keys(batch: Packed, draws: int, seed: int) -> Array:
+    """A random number per token and draw, ``[K, T]``."""
     keys = [
         generator(seed, 0, int(sample_id), "likelihood subset").random((draws, length))
         for sample_id, length in zip(batch.sample_ids_N.tolist(), batch.lengths, strict=True)
     ]
-    keys_KT = np.where(maskable_T, np.concatenate(keys, axis=1), 2.0)
+    return np.concatenate(keys, axis=1)
+
+
+def ranks(keys_KT: Array, maskable_T: Array, group_T: Array) -> Array:
+    """The order by ``keys_KT`` (below 1) of the maskable tokens of each group, per draw: ranks from 0, int64 ``[K, T]``; the others rank
+    last. Groups are contiguous."""
+    keys_KT = np.where(maskable_T, keys_KT, 2.0)
     places_T = np.arange(len(group_T)) - np.searchsorted(group_T, group_T)
     ranks_KT = np.empty(keys_KT.shape, dtype=np.int64)
     for ranks_T, keys_T in zip(ranks_KT, keys_KT, strict=True):
-        ranks_T[np.lexsort((keys_T, group_T))] = places_T  # groups are contiguous: sorting within them leaves each in its place
+        ranks_T[np.lexsort((keys_T, group_T))] = places_T  # sorting within the groups leaves each in its place
     return ranks_KT
 
 

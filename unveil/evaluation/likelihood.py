@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unveil.data.loader import Scored
+from unveil.data.held_out import Scored
 from unveil.family import Family
 from unveil.metrics.compression import bits_per_byte
 from unveil.nn.packed import Packed
