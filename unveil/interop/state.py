@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from unveil.errors import UserError
@@ -32,13 +31,20 @@ PIXEL = Layout(lambda theirs: theirs[..., 0, 0], lambda ours: ours[..., None, No
 class Part:
     """One parameter of ours: the rows of ``theirs``, one after the other.
 
-    ``rows`` says how many are each one's where there are several; none are given if they are equally many.
+    ``rows`` says how many are each one's where there are several; none are given if they are equally many. ``stacked`` parameters, a
+    matrix for each expert ``[E, F, D]``, are taken as ``[E F, D]``.
     """
 
     ours: str
     theirs: tuple[str, ...]
     layout: Layout = SAME
     rows: tuple[int, ...] = ()
+    stacked: bool = False
+
+    def pieces(self, ours: Tensor) -> Sequence[Tensor]:
+        """Of our parameter, the rows of each of ``theirs``, as views."""
+        flat = ours.flatten(0, 1) if self.stacked else ours
+        return flat.split(self.rows or len(flat) // len(self.theirs))
 
 
 def pair(ours: str, theirs: str, layout: Layout = SAME) -> list[Part]:
@@ -55,8 +61,7 @@ def exported(network: nn.Module, parts: Sequence[Part]) -> dict[str, Tensor]:
     """Their state dict, as views of our weights."""
     ours, state = weights(network), dict[str, Tensor]()
     for part in parts:
-        pieces = ours[part.ours].split(part.rows or len(ours[part.ours]) // len(part.theirs))
-        state |= {name: part.layout.write(piece) for name, piece in zip(part.theirs, pieces, strict=True)}
+        state |= {name: part.layout.write(piece) for name, piece in zip(part.theirs, part.pieces(ours[part.ours]), strict=True)}
     return state
 
 
@@ -69,4 +74,5 @@ def imported(network: nn.Module, parts: Sequence[Part], found: Mapping[str, Tens
         raise UserError(error.field, f"{error.problem}, by the config.json beside it", remedy) from None
     ours = weights(network)
     for part in parts:
-        ours[part.ours].copy_(torch.cat([part.layout.read(found[name]) for name in part.theirs]))
+        for name, piece in zip(part.theirs, part.pieces(ours[part.ours]), strict=True):
+            piece.copy_(part.layout.read(found[name]))
