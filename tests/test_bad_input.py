@@ -345,7 +345,53 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "average of a run without averages": (lambda p: ["average", str(p.run), "--width", "0.1"], ("no averages", "ema-widths")),
     "average of no such width": (lambda p: ["average", str(p.run), "--width", "0.4"], ("width", "0.4", "0.2887")),
+    "attention annealed in blocks": (
+        lambda p: trained_again(p, "--objective.kind", "block", "--objective.anneal", "0.5"),
+        ("objective.anneal", "0.5 with blocks", "set it to 0"),
+    ),
+    "attention annealed within a window": (
+        lambda p: trained_again(p, "--model.window", "8", "--objective.anneal", "0.5"),
+        ("model.window", "8 with objective.anneal = 0.5", "set it to 0"),
+    ),
+    "share of the steps above all of them": (
+        lambda p: trained_again(p, "--objective.anneal", "1.5"),
+        ("objective.anneal", "1.5", "at most 1"),
+    ),
+    "blocks that do not divide the next": (
+        lambda p: trained_again(p, "--objective.kind", "block", "--objective.block", "8", "--objective.growth", "[1, 3]"),
+        ("objective.growth", "3 is followed by 8", "divide the next"),
+    ),
+    "blocks that do not grow": (
+        lambda p: trained_again(p, "--objective.kind", "block", "--objective.block", "4", "--objective.growth", "[2, 4]"),
+        ("objective.growth", "4 is followed by 4", "divide the next"),
+    ),
+    "growth in no steps": (
+        lambda p: trained_again(p, "--objective.kind", "block", "--objective.growth", "[1]", "--objective.growth-share", "0"),
+        ("objective.growth_share", "0.0", "above 0"),
+    ),
+    "growth of no blocks": (
+        lambda p: trained_again(p, "--objective.kind", "masked", "--objective.growth", "[1]"),
+        ("objective.growth", "no such setting"),
+    ),
+    "growth while clips are searched": (
+        lambda p: trained_again(p, "--objective.kind", "block", "--objective.growth", "[1]", "--objective.clip", "true"),
+        ("objective.clip", "objective.growth", "set it to false"),
+    ),
+    "growth that begins below what the weights saw": (
+        lambda p: trained_again(
+            p, "--training.initial", str(p.run), "--objective.kind", "block", "--objective.block", "64", "--objective.growth", "[1, 8]"
+        ),
+        ("objective.growth", "blocks of 1", f"see {CONTEXT} tokens at once", "leave it out"),
+    ),
+    "annealing that begins with both sides seen": (
+        lambda p: trained_again(p, "--training.initial", str(p.run), "--objective.anneal", "0.5"),
+        ("objective.anneal", "begins causal", "set it to 0"),
+    ),
     "initial weights of no run": (lambda p: ["train", "tiny", "--training.initial", "no"], ("training.initial", "no finished run", "end")),
+    "fp8 without matrices for it": (
+        lambda p: ["train", "edm-digits", "--training.fp8", "true"],
+        ("training.fp8", "another network", "leave it out"),
+    ),
     "widths of no such averages": (lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"], ("training.ema_widths", "0.5")),
     "no seeds": (lambda p: ["evaluate", str(p.images), "--seeds", "0"], ("--seeds", "0", "1 or more")),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),

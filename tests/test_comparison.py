@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import unveil
 from unveil import cli
 from unveil import recipe as recipes
 from unveil.comparison import FILE, Score, compared, table
@@ -19,7 +20,7 @@ from unveil.errors import UserError
 from unveil.families import family
 from unveil.nn.block_diffusion import two_stream
 from unveil.text.vocabulary import Vocabulary
-from unveil.text_run import flops_per_token
+from unveil.text_run import TextRun, flops_per_token
 
 TINY = [
     ("model.width", "16"), ("model.depth", "2"), ("model.heads", "2"), ("data.context", "16"), ("data.packing_length", "64"),
@@ -65,13 +66,30 @@ def test_every_paradigm_spends_the_compute_and_is_scored_once(corpus: Path, tmp_
             compared(both, tmp_path / "out", **spend | {setting: value})  # type: ignore[arg-type]
 
 
-def test_two_streams_cost_what_is_counted() -> None:
+def test_what_a_run_began_with_is_counted_beside_it(corpus: Path, tmp_path: Path) -> None:
+    """Its network decides what a step costs, and its own compute stands in a column."""
+    source = chosen("shakespeare-ar", corpus, tmp_path)
+    unveil.train(recipes.with_overrides(source, [("training.steps", "3"), ("training.minutes", "0")]), tmp_path / "ar", console=False)
+    begun = [("training.initial", str(tmp_path / "ar")), ("model.width", "64"), ("objective.anneal", "0.5")]
+    both = {"scratch": chosen("mdlm-shakespeare", corpus, tmp_path)}
+    both["adapted"] = recipes.with_overrides(both["scratch"], begun)
+    scores = compared(both, tmp_path / "out", compute=1e8, seeds=1, texts=0, tokens=100, say=lambda line: None)  # type: ignore[arg-type]
+    assert [s.flops for s in scores] == pytest.approx([1e8, 1e8], rel=0.1)
+    first = unveil.load(tmp_path / "ar")
+    assert isinstance(first, TextRun)
+    assert [s.before for s in scores] == [0.0, first.flops_per_token * 3 * 64]
+    shown = table(scores)
+    assert shown.columns[-1] == "FLOPs before" and [row[-1] for row in shown.rows] == ["0", f"{scores[1].before:.3g}"]
+
+
+@pytest.mark.parametrize("shift", ["false", "true"])
+def test_two_streams_cost_what_is_counted(shift: str) -> None:
     """Against the matrix products of a forward pass, counted by torch, attention aside."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from unveil.nn.packed import Packed
 
-    recipe = recipes.with_overrides(recipes.load("bd3-shakespeare"), TINY)
+    recipe = recipes.with_overrides(recipes.load("bd3-shakespeare"), [*TINY, ("model.shift", shift)])
     assert isinstance(recipe, DiscreteRecipe) and isinstance(recipe.objective, BlockConfig)
     model = family(recipe, VOCABULARY).build()
     batch = Packed.of([torch.randint(6, 40, (16,))])

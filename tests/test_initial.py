@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import torch
 
 import unveil
 from unveil import recipe as recipes
+from unveil.data.loader import Loader
+from unveil.data.shards import prepare
 from unveil.errors import UserError
+from unveil.families import family
+from unveil.nn.layout import Bidirectional
 from unveil.nn.packed import Packed
 from unveil.training.loop import Trainer
 
@@ -97,6 +102,45 @@ def test_what_nothing_can_begin_with(name: str, source: str, word: str, home: Pa
     with pytest.raises(UserError, match=word):
         unveil.train(recipe, tmp_path / "run", console=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_blocks_grow_from_autoregression_and_a_killed_run_goes_on_in_the_right_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first row is what the autoregressive run said of the same pack; what is scored and exported has the last block."""
+    more = {"training.initial": str(home / "ar"), "objective.growth": "[1, 2]", "objective.block": "4", "training.steps": "4"}
+    more |= {"training.log_every": "1", "training.save_every": "1", "training.evaluate_every": "2", "model.kv_heads": "0"}
+    recipe = tiny("bd3-adapted", home, **more)
+    step = Trainer._after_step
+
+    def dying(self: Trainer, *parts: Any) -> None:
+        step(self, *parts)
+        if self.step == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_after_step", dying)
+        unveil.train(recipe, home / "cut", console=False)
+    unveil.train(recipe, home / "cut", resume=True, console=False)
+    unveil.train(recipe, home / "grown", console=False)
+    texts = [(home / name / "metrics.jsonl").read_text() for name in ("cut", "grown")]
+    assert texts[0] == texts[1]
+    rows = [json.loads(line) for line in texts[1].splitlines()]
+    assert [row["train/block"] for row in rows if "train/block" in row] == [1.0, 2.0, 4.0, 4.0]
+    assert [row["eval/block"] for row in rows if "eval/block" in row] == [4.0, 4.0]
+    run, source = unveil.load(home / "grown"), unveil.load(home / "ar")
+    assert run.recipe.objective.block == run.model.layout.block == 4
+
+    pack, _ = next(Loader(prepare(run.recipe.data), run.recipe.data, run.recipe.seed, family(run.recipe, run.tokenizer.vocabulary)))
+    log_p, _ = family(source.recipe, source.tokenizer.vocabulary).log_likelihood(source.model.float(), pack, 1, 0)
+    expected = -float(log_p.sum()) / (len(pack.tokens_T) - len(pack.sample_ids_N))
+    assert rows[0]["train/loss"] == pytest.approx(expected, rel=1e-5) and rows[0]["train/bound"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_attention_opens_while_a_run_adapts(home: Path, tmp_path: Path) -> None:
+    more = {"training.initial": str(home / "ar"), "objective.anneal": "0.5", "training.steps": "4", "training.log_every": "1"}
+    run = unveil.train(tiny("llada-adapted", home, **more), tmp_path / "run", console=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/open edges"] for row in rows if "train/open edges" in row] == [0.5, 1.0, 1.0, 1.0]
+    assert run.model.layout == Bidirectional()
 
 
 def test_what_a_network_is_told_is_decided_by_what_it_begins_with(home: Path, tmp_path: Path) -> None:

@@ -73,3 +73,19 @@ def test_sizes_are_read(text: str, count: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="24GiB"):
         planning.parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "per_token"),
+    [("deepseek-llm-7b", 6_910_365_696, 4.228e10), ("deepseek-llm-67b", 67_425_001_472, 4.973e11)],
+)
+def test_deepseek_llms_are_as_large_as_published(name: str, parameters: int, per_token: float) -> None:
+    """Parameters of the released weights; FLOPs per token M = 72 L d^2 + 12 L d s (the paper's section 3.2, where attention sees all of
+    s and the feed-forward is as wide as if there were no grouped queries: 13 % more at most, without the head's 6 V d)."""
+    recipe = recipes.load(name)
+    costs = planning.Plan(recipe, torch.float32, 1e9)
+    assert costs.parameters == parameters
+    head = 6 * recipe.data.tokenizer.vocabulary * recipe.model.width
+    whole = 6 * recipe.model.depth * recipe.model.width * recipe.data.context  # the other half of the triangle
+    assert costs.flops_per_token - head + whole == pytest.approx(per_token, rel=0.14)
+    assert recipe.training.packs * recipe.data.packing_length * recipe.training.steps == pytest.approx(2e12, rel=1e-4)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from unveil import bases
 from unveil.errors import UserError
 from unveil.run import load
+from unveil.text_run import TextRun
 from unveil.training import final
 from unveil.training.ema_profile import Profile, gamma_of, reconstruct
 from unveil.training.power import kept
@@ -44,11 +46,14 @@ def average(path: str | Path, width: float, step: int | None = None) -> Path:
         raise UserError(str(folder), "exists", "sample it, or delete it first")
     found = reconstruct([snapshot.profile for snapshot in used], lambda i: used[i].load(), Profile(gamma, time))
     own = weights(run.model)
-    assign({**own, **found}, own, str(path / "averages"))
+    assign(found, {name: own[name] for name in found if name in own}, str(path / "averages"))
     config = {name: value for name, value in final.read_config(run.folder).items() if name != "format_version"}
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(run.folder, aside, ignore=shutil.ignore_patterns(final.WEIGHTS))
-    final.write(aside, run.model, config)
+    if isinstance(run, TextRun):
+        bases.save(aside, run.model, run.recipe, config)
+    else:
+        final.write(aside, run.model, config)
     aside.rename(folder)
     return folder

@@ -22,6 +22,7 @@ from unveil.errors import UserError
 from unveil.evaluation.generative import perplexity, unigram_entropy
 from unveil.families import EXACT, family
 from unveil.family import Table
+from unveil.initial import adopted, spent
 from unveil.report.evidence import Evidence
 from unveil.run import train
 from unveil.text_run import TextRun, flops_per_token
@@ -44,6 +45,8 @@ class Score:
     nats_per_token: float
     perplexity: float
     entropy: float
+    before: float = 0.0
+    """FLOPs of the run whose weights it began with, which are not among its own."""
 
 
 def compared(
@@ -63,7 +66,7 @@ def compared(
             that was made with other settings, or whatever training refuses.
     """
     _alike(recipes)
-    steps = {name: _steps(recipe, name, compute) for name, recipe in recipes.items()}
+    steps = {name: _steps(adopted(recipe), name, compute) for name, recipe in recipes.items()}
     settings = {"compute": compute, "texts": texts, "tokens": tokens}
     jobs = [(name, seed) for seed in range(seeds) for name in recipes]
     exact = [name for name, recipe in recipes.items() if recipe.family in EXACT]
@@ -82,8 +85,9 @@ def compared(
 
 
 def table(scores: Sequence[Score]) -> Table:
-    """A row per recipe: means over its seeds, the standard error of the mean over seeds, and the mean error over texts and draws."""
-    rows = []
+    """A row per recipe: means over its seeds, the standard error of the mean over seeds, and the mean error over texts and draws; where
+    some began with other runs, what those had cost."""
+    rows, begun = [], any(score.before for score in scores)
     for name in dict.fromkeys(score.recipe for score in scores):
         own = [score for score in scores if score.recipe == name]
         bits = np.array([score.bits_per_byte for score in own])
@@ -96,8 +100,8 @@ def table(scores: Sequence[Score]) -> Table:
         counts = f"{mean('flops'):.3g}", f"{mean('tokens'):,.0f}"
         cost = f"{sign}{bits.mean():.4f}", over, f"{mean('stderr'):.4f}", f"{mean('nats_per_token'):.4f}"
         read = (f"{mean('perplexity'):.2f}", f"{mean('entropy'):.3f}") if math.isfinite(mean("perplexity")) else ("", "")
-        rows.append([name, *counts, *cost, *read])
-    return Table("Paradigms at equal compute", COLUMNS, rows)
+        rows.append([name, *counts, *cost, *read, *([f"{mean('before'):.3g}"] if begun else [])])
+    return Table("Paradigms at equal compute", (*COLUMNS, "FLOPs before") if begun else COLUMNS, rows)
 
 
 def _alike(recipes: Mapping[str, TextRecipe]) -> None:
@@ -139,8 +143,9 @@ def _scored(run: TextRun, name: str, seed: int, judge: TextRun | None, texts: in
         spread = unigram_entropy(written, judge.tokenizer.vocabulary.end)
     seen = run.recipe.training.steps * run.recipe.training.packs * data.packing_length
     bound = run.recipe.family not in EXACT
+    cost = run.flops_per_token * seen
     return Score(
-        name, seed, bound, run.flops_per_token * seen, seen, bits.content, bits.stderr, bits.nats_per_token, hard, spread
+        name, seed, bound, cost, seen, bits.content, bits.stderr, bits.nats_per_token, hard, spread, spent(run.recipe)
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from unveil.config_adapter import AdapterConfig as AdapterConfig
 from unveil.config_discrete import BlockConfig as BlockConfig
 from unveil.config_discrete import MaskedConfig as MaskedConfig
 from unveil.config_discrete import MaskedSamplerConfig as MaskedSamplerConfig
@@ -64,9 +65,27 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurationConfig:
+    """Which documents are left out, of training and of what is held out."""
+
+    duplicates: Literal["keep", "exact", "near"] = "keep"
+    """Leave out documents that equal an earlier one, or nearly do."""
+    alike: Annotated[float, Range(0, 1, open=True)] = 0.8
+    """Share of what two documents hold, taken together, that is common to near-duplicates (Jaccard)."""
+    shortest: Natural = 0
+    longest: Natural = 0
+    """Bytes; 0 means no limit."""
+    letters: Share = 0.0
+    """The least share of letters among what is no white space."""
+    repeated: Share = 1.0
+    """The greatest share of a document, by bytes, that is lines which it has already said."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextDataConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    curation: CurationConfig = field(default_factory=CurationConfig)
     split: Literal["document", "tail"] = "document"
     """How documents are held out: by a hash of the document's name, or the tail of every document's characters."""
     validation: Share = 0.05
@@ -160,13 +179,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    kind: Literal["cosine", "wsd", "multi-step", "constant"] = "cosine"
     warmup: Share = 0.02
     """Share of the steps with rising learning rate."""
+    warmup_steps: Natural = 0
+    """If above 0, their number, in the place of a share."""
     decay: Share = 0.2
     """Share of the steps that decay at the end, for ``wsd``."""
     final: Share = 0.1
     """Last learning rate relative to the highest."""
+    stages: tuple[Share, ...] = (0.8, 0.9)
+    """Shares of the steps at which ``multi-step`` falls, in equal ratios down to ``final`` (DeepSeek LLM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +210,9 @@ class TrainingConfig:
     """Steps between the snapshots of these that are kept in ``averages/``; 0 keeps the last only."""
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     """Compute dtype; ``auto`` takes the faster of bfloat16 and float32 on this machine. Master weights are float32."""
+    fp8: bool = False
+    """Train with the blocks' matrices multiplied in FP8, as DeepSeek-V3; embedding, head, norms, attention itself and evaluation keep
+    ``dtype``."""
     compile: Literal["auto", "on", "off"] = "auto"
     """``auto`` compiles where a quarter of the run's time, measured on its first steps, is more than compiling takes."""
     log_every: Count = 10
@@ -230,6 +256,7 @@ class AutoregressiveRecipe(Recipe):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     objective: NextTokenConfig = field(default_factory=NextTokenConfig)
     sampler: NextTokenSamplerConfig = field(default_factory=NextTokenSamplerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +266,7 @@ class DiscreteRecipe(Recipe):
     model: TransformerConfig = field(default_factory=TransformerConfig)
     objective: MaskedConfig | BlockConfig | ScoreConfig = field(default_factory=MaskedConfig)
     sampler: MaskedSamplerConfig = field(default_factory=MaskedSamplerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

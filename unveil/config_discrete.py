@@ -20,6 +20,9 @@ class NoiseConfig:
     end_padding: Natural = 0
     """Lengthen the last piece of each document to this many tokens with end tokens, which are noised and learned as the rest (LLaDA's
     fine-tuning: so a model of a fixed canvas learns where to stop); 0 does not."""
+    anneal: Share = 0.0
+    """Share of the steps in which attention goes from causal to bidirectional: edges to later tokens open by chance, ever more of them
+    (DiffuLLaMA). 0 sees both sides from the first step; blocks never do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,11 @@ class BlockConfig(NoiseConfig):
     normalisation: Literal["token", "sequence"] = "token"
     clip: bool = False
     """Search the interval of times in which the loss varies least, anew at each evaluation, and train in it; until then, t_min to t_max."""
+    growth: tuple[Count, ...] = ()
+    """Smaller blocks that training begins with, each dividing the next and the last ``block``: [1, 4] begins as autoregression. Scored and
+    sampled is ``block``."""
+    growth_share: Annotated[float, Range(0, 1, open=True)] = 0.5
+    """Share of the steps that these take, in equal parts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from unveil import cards
 from unveil import recipe as recipes
+from unveil.adapters import lora
+from unveil.config import AdapterConfig
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
@@ -28,15 +31,12 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None)
     if destination.exists():
         raise UserError(str(destination), "exists", "choose another name, or remove it first")
     theirs = diffusers.recognised(source)
-    if to == ("diffusers" if theirs else "unveil"):
-        raise UserError("--to", f"'{to}' is the form that {source} has already", "copy it, or leave --to out for the other form")
     run = load(source)
+    ours = not theirs and not text.recognised(source) and not (isinstance(run, TextRun) and run.recipe.adapter.rank)
+    if (to == "diffusers" and theirs) or (to == "unveil" and ours):
+        raise UserError("--to", f"'{to}' is the form that {source} has already", "copy it, or leave --to out for the other form")
     if isinstance(run, TextRun):
-        if to not in (None, "hf"):
-            raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
-        kind = text.write(destination, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
-        cards.write(destination, cards.of_text(run, destination.name, kind))
-        return destination
+        return _write_text(run, destination, to)
     if not isinstance(run, ImageRun) or to == "hf":
         raise UserError("--to", "'hf' is a form for models of text, this is one of images", "leave it out, or take diffusers")
     if theirs:
@@ -45,6 +45,24 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None)
         _write_pipeline(run, destination)
     cards.write(destination, cards.of_images(run, destination))
     return destination
+
+
+def _write_text(run: TextRun, folder: Path, to: Form | None) -> Path:
+    """An adapter is merged into its base."""
+    if to == "diffusers":
+        raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
+    if run.recipe.adapter.rank:
+        lora.merge(run.model)
+        training = replace(run.recipe.training, initial="")
+        run = replace(run, recipe=replace(run.recipe, adapter=AdapterConfig(), training=training))
+    if to == "unveil":
+        folder.mkdir(parents=True)
+        run.tokenizer.save(folder / "tokenizer.json")
+        final.write(folder, run.model, {"vocabulary": run.tokenizer.vocabulary.size, "recipe": recipes.tables(run.recipe)})
+        return folder
+    kind = text.write(folder, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
+    cards.write(folder, cards.of_text(run, folder.name, kind))
+    return folder
 
 
 def _write_final(run: ImageRun, folder: Path) -> None:

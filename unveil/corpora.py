@@ -86,6 +86,8 @@ def described(data: Prepared, config: TextDataConfig) -> Iterator[tuple[str, str
         if part.documents:
             counts = f"{part.documents:,} documents, {part.bytes:,} bytes, {part.tokens:,} tokens"
             yield split, f"{counts}, {part.bytes_per_token:.2f} bytes per token"
+    if data.left_out:
+        yield "left out", ", ".join(f"{reason}: {count:,}" for reason, count in data.left_out.items())
     if found.near_duplicates:
         yield "near-duplicates", f"{found.near_duplicates:,} documents nearly equal to held-out text, left out of training"
     if found.skipped:

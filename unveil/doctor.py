@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from unveil.environment import device, environment
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
+from unveil.nn.quantised import dense
 from unveil.run import load
 from unveil.stream_run import StreamRun
 from unveil.text_run import TextRun, trained_here
@@ -45,9 +47,10 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
     run = load(path)
     broken = 0
     for name, weight in run.model.state_dict().items():
-        finite = bool(torch.isfinite(weight).all())
+        finite = bool(torch.isfinite(dense(weight, torch.float32)).all())
         broken += not finite
-        yield name, f"{list(weight.shape)} {_name(weight.dtype)}" + ("" if finite else "  NOT FINITE")
+        held = _name(weight.dtype) if type(weight) in (torch.Tensor, nn.Parameter) else run.recipe.adapter.weights
+        yield name, f"{list(weight.shape)} {held}" + ("" if finite else "  NOT FINITE")
     yield "family", run.recipe.family
     yield "parameters", f"{run.parameters():,}"
     if isinstance(run, TextRun):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -213,6 +213,17 @@ class Family(Protocol):
 
     def views(self, run: Any) -> list[View]:
         """What a report shows of a run of this family beside the loss."""
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A family whose loss changes while training goes on."""
+
+    def progress(self, step: int, steps: int) -> None:
+        """Said before every optimizer step, counted from 0: ``targets`` and ``loss`` are of this one until the next.
+
+        Nothing but ``step`` and ``steps`` may decide, so that resumed runs and all ranks agree.
+        """
 
 
 Decode = Callable[[Sequence[int]], str]

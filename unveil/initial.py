@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from unveil import bases
 from unveil import recipe as recipes
-from unveil.config import TextRecipe, TokenizerConfig
+from unveil.config import AutoregressiveRecipe, BlockConfig, TextRecipe, TokenizerConfig
 from unveil.errors import UserError
 from unveil.interop import text
 from unveil.text_run import TextRun
@@ -31,15 +32,42 @@ def adopted(recipe: Any) -> Any:
     if not isinstance(recipe, TextRecipe):
         raise UserError(FIELD, f"given, and a recipe of the family {recipe.family!r} cannot begin with a run's weights", "leave it out")
     folder, theirs = _source(recipe.training.initial)
+    _check_stages(recipe, theirs)
     model = replace(theirs.model, **{name: getattr(recipe.model, name) for name in OWN})
     tokenizer = TokenizerConfig(kind="file", path=str((folder / "tokenizer.json").resolve()))
-    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer))
+    training = replace(recipe.training, initial=str(Path(recipe.training.initial).resolve()))
+    adapter = recipe.adapter
+    if adapter.rank and not adapter.base:
+        adapter = replace(adapter, base=bases.fingerprint(Path(training.initial)))
+    return replace(recipe, model=model, data=replace(recipe.data, tokenizer=tokenizer), training=training, adapter=adapter)
+
+
+def _check_stages(recipe: TextRecipe, theirs: TextRecipe) -> None:
+    """That the training does not begin with seeing less than the weights were trained to see."""
+    if isinstance(recipe, AutoregressiveRecipe) or isinstance(theirs, AutoregressiveRecipe):
+        return
+    ours, path = recipe.objective, recipe.training.initial
+    if ours.anneal:
+        raise UserError("objective.anneal", f"{ours.anneal} begins causal, and '{path}' saw what follows already", "set it to 0")
+    seen = theirs.objective.block if isinstance(theirs.objective, BlockConfig) else theirs.data.context
+    if isinstance(ours, BlockConfig) and ours.growth and ours.growth[0] < seen:
+        problem = f"begins with blocks of {ours.growth[0]}, and '{path}' was trained to see {seen} tokens at once"
+        raise UserError("objective.growth", problem, f"begin with {seen} or more, or leave it out")
 
 
 def give(recipe: TextRecipe, model: nn.Module) -> None:
     """Copy the weights of the recipe's ``training.initial`` into ``model``. Raises UserError where they do not fit one to one."""
     folder, theirs = _source(recipe.training.initial)
     assign(weights(TextRun.read(folder, folder, theirs).model), weights(model), str(folder))
+
+
+def spent(recipe: TextRecipe) -> float:
+    """FLOPs of the training that the recipe begins with, and of what that began with; 0 where it begins with nothing."""
+    if not recipe.training.initial:
+        return 0.0
+    folder, theirs = _source(recipe.training.initial)
+    tokens = theirs.training.steps * theirs.training.packs * theirs.data.packing_length
+    return TextRun.read(folder, folder, theirs).flops_per_token * tokens + spent(theirs)
 
 
 def _source(path: str) -> tuple[Path, TextRecipe]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from unveil.config import (
     FORMAT_VERSION,
     RECIPES,
+    AdapterConfig,
     AnyRecipe,
     AutoregressiveRecipe,
     BlockConfig,
@@ -146,7 +148,30 @@ def checked(recipe: R) -> R:
                 raise UserError("schedule.decay", f"{decay} and schedule.warmup = {warmup} are more than the whole run", "lower them")
     if isinstance(recipe, DiscreteRecipe):
         _check_discrete(recipe)
+    if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe):
+        _check_adapter(recipe)
     return recipe
+
+
+def _check_adapter(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
+    adapter, plain = recipe.adapter, AdapterConfig()
+    if not adapter.rank:
+        if adapter.weights != plain.weights:
+            problem = f"'{adapter.weights}' and all weights are to be trained, which those in few bits cannot be"
+            raise UserError("adapter.weights", problem, "give adapter.rank, such as 8, or take 'full'")
+        for name in ("alpha", "dropout", "targets"):
+            if getattr(adapter, name) != getattr(plain, name):
+                problem = f"is 0, no adapter, with adapter.{name} = {getattr(adapter, name)!r}"
+                raise UserError("adapter.rank", problem, f"give a rank such as 8, or leave adapter.{name} out")
+        return
+    if not recipe.training.initial:
+        problem = f"is empty, and an adapter of rank {adapter.rank} is trained on a base"
+        raise UserError("training.initial", problem, "name a trained run of text or a folder with a model")
+    if recipe.optimizer.kind == "muon":
+        problem = "'muon' orthogonalises whole matrices, of which an adapter has none"
+        raise UserError("optimizer.kind", problem, "take adamw for adapters")
+    if adapter.weights != "full" and recipe.training.dtype == "float64":
+        raise UserError("adapter.weights", f"'{adapter.weights}' with training.dtype 'float64'", "take 'full', or another dtype")
 
 
 def _check_latent(model: TransformerConfig) -> None:
@@ -189,6 +214,14 @@ def _check_discrete(recipe: DiscreteRecipe) -> None:
         raise UserError("model.time_conditioning", f"nothing tells it the time with objective.kind '{objective.kind}'", "set it to false")
     if isinstance(objective, BlockConfig) and model.window:
         raise UserError("model.window", f"{model.window} with blocks, which see all before them", "set it to 0")
+    if objective.anneal and (model.window or isinstance(objective, BlockConfig)):
+        field, what = ("model.window", model.window) if model.window else ("objective.anneal", objective.anneal)
+        problem = (
+            f"{what} with objective.anneal = {objective.anneal}" if model.window else f"{what} with blocks, which never see what follows"
+        )
+        raise UserError(field, problem, "set it to 0")
+    if isinstance(objective, BlockConfig) and objective.growth:
+        _check_growth(objective)
     # the sampler would say so, but not before the run's closing sample
     sampler, block = recipe.sampler, objective.block if isinstance(objective, BlockConfig) else 0
     tokens = min(sampler.length, context - 1) + (1 if block else 0)  # the start token stands in the first block
@@ -196,6 +229,15 @@ def _check_discrete(recipe: DiscreteRecipe) -> None:
         problem = f"got {sampler.steps} steps for {-(-tokens // size)} windows of {size} tokens"
         remedy = f"take at least {-(-tokens // size)} steps or a {'block' if block else 'window'} of at least {-(-tokens // sampler.steps)}"
         raise UserError("sampler.steps", problem, remedy)
+
+
+def _check_growth(objective: BlockConfig) -> None:
+    for small, large in pairwise((*objective.growth, objective.block)):
+        if small >= large or large % small:
+            problem = f"{small} is followed by {large}, which is no larger multiple of it"
+            raise UserError("objective.growth", problem, "let each divide the next, and the last objective.block, as [1, 2, 4] for 8")
+    if objective.clip:
+        raise UserError("objective.clip", "true with objective.growth: the search is for one size of block", "set it to false")
 
 
 def _check_images(data: ImageDataConfig) -> None:
@@ -325,7 +367,9 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make the paths of a recipe file absolute; a wrong shape is left for the checker to name."""
-    data, objective = tree.get("data"), tree.get("objective")
+    data, objective, training = tree.get("data"), tree.get("objective"), tree.get("training")
+    if isinstance(training, dict) and isinstance(base := training.get("initial"), str) and base and not base.startswith("hub:"):
+        training["initial"] = str(folder / Path(base).expanduser())
     if isinstance(objective, dict) and isinstance(objective.get("teacher"), str) and objective["teacher"]:
         objective["teacher"] = str(folder / Path(objective["teacher"]).expanduser())
     if not isinstance(data, dict):

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from unveil import initial
+from unveil import bases, initial
 from unveil import recipe as recipes
-from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe
+from unveil.adapters import lora
+from unveil.adapters.bits import Weights, fill
+from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe, TextRecipe
 from unveil.encoders import Encoders
 from unveil.environment import device, environment
 from unveil.errors import UserError
@@ -33,20 +35,27 @@ FREE_ON_RESUME = ("training.log_every", "training.save_every", "training.keep", 
 """Settings that a resumed run may change: what it learns does not depend on them."""
 
 
-def load(path: str | Path) -> Run:
+def load(path: str | Path, weights: Weights | None = None, adapter: str | Path | None = None) -> Run:
     """A finished run from its directory, or from a folder that holds its ``final/``, a pipeline of diffusers or another's language model.
 
     ``hub:ID`` is such a folder of the Hugging Face hub, fetched if it is not here yet. Nothing else is read.
 
-    Raises UserError for what is no run, for a file that is missing, damaged or of another version, and for a tokenizer or weights that
-    do not belong to the network.
+    Args:
+        weights: of text: how the matrices of the blocks are held, ``full``, ``int8`` or ``nf4``; as a run was trained if not given.
+        adapter: of text: an adapter to put on it, the run directory of one or a folder of ``peft``'s.
+
+    Raises UserError for what is no run, for a file that is missing, damaged or of another version, and for a tokenizer, weights or an
+    adapter that do not belong to the network.
     """
     path = hub.fetched(str(path)) if str(path).startswith(hub.PREFIX) else Path(path)
-    if diffusers.recognised(path):
-        return _ready(_foreign(path))
+    if adapter is not None and (run := _with_adapter(path, Path(adapter), weights)) is not None:
+        return run
     if text.recognised(path):
-        found = text.read(path)
-        return _ready(TextRun(path, path, found.recipe, found.tokenizer, found.model))
+        found = text.read(path, None if weights in (None, "full") else lambda network, source: fill(network, source, weights, str(path)))
+        return _ready(_adapted(TextRun(path, path, found.recipe, found.tokenizer, found.model), adapter))
+    if diffusers.recognised(path):
+        _only_text(path, weights, adapter)
+        return _ready(_foreign(path))
     folder = path / "final" if (path / "final").is_dir() else path
     if not (folder / final.CONFIG).is_file():
         if not path.exists():
@@ -56,17 +65,47 @@ def load(path: str | Path) -> Run:
         if (path / "recipe.toml").is_file():
             raise UserError(str(path), "this run is not finished, it has no final/", f"go on with `unveil train {path} --resume`")
         raise UserError(str(path), "is no run directory and holds no exported model", "give the directory that `unveil train` made")
+    recipe, config = _recorded(folder)
+    if isinstance(recipe, TextRecipe):
+        return _ready(_adapted(TextRun.read(path, folder, recipe, weights), adapter))
+    _only_text(path, weights, adapter)
+    if isinstance(recipe, GaussianRecipe):
+        return _ready(ImageRun.read(path, folder, recipe, config))
+    return _ready(StreamRun.read(path, folder, recipe, config))
+
+
+def _recorded(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The recipe that a folder was made by, and all that its ``config.json`` says."""
     config = final.read_config(folder)
     tree = config.get("recipe")
     if not isinstance(tree, dict):
         raise UserError(str(folder / final.CONFIG), "is corrupted: 'recipe' is not in it", "copy final/ from where it was trained")
-    recipe = recipes.parse(tree)
-    match recipe:
-        case GaussianRecipe():
-            return _ready(ImageRun.read(path, folder, recipe, config))
-        case StreamsRecipe():
-            return _ready(StreamRun.read(path, folder, recipe, config))
-    return _ready(TextRun.read(path, folder, recipe))
+    return recipes.parse(tree), config
+
+
+def _with_adapter(path: Path, adapter: Path, weights: Weights | None) -> Run | None:
+    """An adapter of ours on the model of ``path``, with its own recipe and tokenizer; None for one that ``peft`` alone wrote."""
+    folder = adapter / "final" if (adapter / "final").is_dir() else adapter
+    if not (folder / lora.CONFIG).is_file():
+        raise UserError("--adapter", f"'{adapter}' holds no adapter", "give the run directory of one, or a folder with adapter_config.json")
+    if not (folder / final.CONFIG).is_file():
+        return None
+    return _ready(TextRun.read(adapter, folder, _recorded(folder)[0], weights, path))
+
+
+def _adapted(run: TextRun, adapter: str | Path | None) -> TextRun:
+    """With a folder of ``peft``'s on it, if there is one."""
+    if adapter is not None:
+        if run.recipe.adapter.rank:
+            raise UserError("--adapter", f"given, and '{run.path}' is an adapter itself", "give the base")
+        lora.load(Path(adapter), run.model)
+    return run
+
+
+def _only_text(path: Path, weights: Weights | None, adapter: str | Path | None) -> None:
+    for name, given in (("--weights", weights), ("--adapter", adapter)):
+        if given is not None:
+            raise UserError(name, f"is for text, and {path} is another kind of run", "leave it out")
 
 
 def _foreign(path: Path) -> ImageRun:
@@ -107,8 +146,9 @@ def train(recipe: AnyRecipe | str, directory: str | Path, resume: bool = False, 
     shown = console and world.rank == 0
     work: Training = _training(chosen, directory, shown)
     torch.manual_seed(chosen.seed)
-    model = work.build()
-    if chosen.training.initial and not checkpoint.steps(directory / "checkpoints"):
+    adapter = isinstance(chosen, TextRecipe) and chosen.adapter.rank > 0
+    model = bases.started(work.build, chosen) if adapter else work.build()
+    if chosen.training.initial and not adapter and not checkpoint.steps(directory / "checkpoints"):
         initial.give(chosen, model)
     model = model.to(device())
     loader = work.loader(world.rank, world.size)
@@ -150,7 +190,9 @@ def _claim(recipe: Any, directory: Path, resume: bool) -> Any:
             raise UserError(str(directory), "holds no run: there is no recipe.toml", "choose another name with --run-dir")
         before = recipes.load(str(path))
         for key, now, then in recipes.differences(recipe, before):
-            if key not in FREE_ON_RESUME and not (key == "training.steps" and recipe.training.minutes):
+            # a base may have moved: what it is, its hash says
+            free = (key == "training.steps" and recipe.training.minutes) or (key == "training.initial" and recipe.adapter.rank)
+            if key not in FREE_ON_RESUME and not free:
                 raise UserError(key, f"{now!r} now, {then!r} in {path}", "resume with the recipe the run began with, or start another run")
     directory.mkdir(parents=True, exist_ok=True)
     _write(path, recipes.dumps(recipe))
@@ -161,7 +203,11 @@ def _claim(recipe: Any, directory: Path, resume: bool) -> Any:
 def _export(directory: Path, recipe: AnyRecipe, model: nn.Module, work: Training) -> None:
     folder = directory / "final"
     folder.mkdir(exist_ok=True)
-    final.write(folder, model, {**work.export(folder), "recipe": recipes.tables(recipe)})
+    config = {**work.export(folder), "recipe": recipes.tables(recipe)}
+    if isinstance(recipe, TextRecipe):
+        bases.save(folder, model, recipe, config)
+    else:
+        final.write(folder, model, config)
     _write(directory / "recipe.toml", recipes.dumps(recipe))
 
 

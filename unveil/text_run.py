@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from unveil import corpora
+from unveil import bases, corpora
+from unveil.adapters.bits import Weights
 from unveil.canvas import filled, prompted
 from unveil.config import BlockConfig, TextRecipe
 from unveil.data.loader import Loader, held_out
@@ -43,12 +44,25 @@ class TextRun(Run):
     model: nn.Module
 
     @staticmethod
-    def read(path: Path, folder: Path, recipe: TextRecipe) -> TextRun:
-        """From its folder, the weights on the CPU. Raises UserError for what is missing, damaged or does not belong together."""
+    def read(path: Path, folder: Path, recipe: TextRecipe, kind: Weights | None = None, base: Path | None = None) -> TextRun:
+        """From its folder, the weights on the CPU.
+
+        Args:
+            kind: how the matrices of the blocks are held; as the recipe says if not given.
+            base: of an adapter, in the place of its own.
+
+        Raises UserError for what is missing, damaged or does not belong together.
+        """
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         final.check_tokenizer(folder, folder / "tokenizer.json", tokenizer.vocabulary.size)
-        model = family(recipe, tokenizer.vocabulary).build()
-        final.read(folder, model)
+        build, kind = family(recipe, tokenizer.vocabulary).build, kind or recipe.adapter.weights
+        if recipe.adapter.rank:
+            model = bases.adapted(build, folder, recipe, kind, base)
+        elif kind != "full":
+            model = bases.built(build, folder, kind)
+        else:
+            model = build()
+            final.read(folder, model)
         return TextRun(path, folder, recipe, tokenizer, model)
 
     def sample(
@@ -142,7 +156,8 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     """What a token of a recipe costs in training, forward and backward, in sequences as long as its context.
 
     Block diffusion reads a text twice, noisy and clean; of the clean one the last layer wants keys and values alone, and the head
-    nothing. A token of either sees half of the context on average, and of its own block what the triangle would have left out.
+    nothing; with shifted states queries too. A token of either sees half of the context on average, and of its own block what the triangle
+    would have left out. Blocks that grow are counted at their final size.
     """
     context = recipe.data.context
     if not isinstance(recipe.objective, BlockConfig):
@@ -150,7 +165,10 @@ def flops_per_token(recipe: TextRecipe, model: Any) -> float:
     seen = (context + recipe.objective.block) / 2
     again = sum(model.layer_flops(layer, seen) for layer in range(len(model.blocks) - 1))
     attention = model.blocks[-1].attention
-    return float(model.flops_per_token(seen) + again + 12 * attention.groups * attention.head_width * recipe.model.width)
+    clean = 12 * attention.groups * attention.head_width * recipe.model.width
+    if recipe.model.shift:
+        clean += 6 * attention.heads * attention.head_width * (recipe.model.width + 2 * seen)
+    return float(model.flops_per_token(seen) + again + clean)
 
 
 class TextTraining:
@@ -173,9 +191,11 @@ class TextTraining:
         return Loader(self.prepared, self.recipe.data, self.recipe.seed, self.family, rank, world)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Bits per byte of the validation split."""
+        """Bits per byte of the validation split; while blocks grow, the block at which they are scored, which is the last."""
         self._scored.append(_bits(self.recipe, self.prepared, self.recipe.evaluation, model, "validation", self.recipe.seed))
-        return {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+        scored = {"bits_per_byte": self._scored[-1].content, "nats_per_token": self._scored[-1].nats_per_token}
+        objective = self.recipe.objective
+        return scored | {"block": float(objective.block)} if isinstance(objective, BlockConfig) and objective.growth else scored
 
     def sample(self, model: nn.Module, step: int) -> None:
         recipe = self.recipe

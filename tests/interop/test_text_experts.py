@@ -224,6 +224,20 @@ def test_weights_in_bfloat16_leave_the_bias_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(router.bias, bias["model.layers.1.mlp.gate.expert_bias"])
 
 
+def test_matrices_in_eight_bits_beside_experts(tmp_path: Path) -> None:
+    """Attention and dense layers are rounded; experts, their router and its bias are as they lie there."""
+    pytest.importorskip("torchao")
+    llada2_folder(tmp_path)
+    run: Any = unveil.load(tmp_path, weights="int8")
+    whole = read(tmp_path).model
+    blocks: Any = (run.model.blocks[1], whole.blocks[1])
+    ours, theirs = (block.feedforward for block in blocks)
+    assert torch.equal(ours.gate_up.weight, theirs.gate_up.weight) and torch.equal(ours.router.bias, theirs.router.bias.double())
+    assert not ours.router.counts.any() and not isinstance(ours.router.bias, torch.nn.Parameter)
+    found, exact = (torch.cat(logits(model.double(), sequences()[:1])) for model in (run.model, whole))
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.1
+
+
 # The published ones ----------------------------------------------------------------------------------------------------------
 
 LLADA_MOE = {"model_type": "llada", "vocab_size": 157184, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16}

@@ -7,7 +7,7 @@ import torch
 
 from unveil.config import TransformerConfig
 from unveil.nn.block_diffusion import two_stream
-from unveil.nn.layout import BlockCausal
+from unveil.nn.layout import BlockCausal, Causal
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 
@@ -21,7 +21,7 @@ def _network(block: int, **switches: object) -> Transformer:
 
 
 @pytest.mark.parametrize("block", [1, 4, 50])
-@pytest.mark.parametrize("switches", [{}, {"kv_heads": 2, "qk_norm": True}, {"qkv_bias": True}], ids=str)
+@pytest.mark.parametrize("switches", [{}, {"kv_heads": 2, "qk_norm": True}, {"qkv_bias": True}, {"shift": True}], ids=str)
 def test_every_block_reads_as_it_would_alone(block: int, switches: dict[str, object]) -> None:
     network = _network(block, **switches)
     clean, noisy = (Packed.of([torch.randint(0, 23, (n,)) for n in (9, 9, 6, 1)]) for _ in range(2))
@@ -37,6 +37,15 @@ def test_every_block_reads_as_it_would_alone(block: int, switches: dict[str, obj
     gradients = [torch.autograd.grad((h * weight).sum(), parameters) for h in (hidden_TD, expected_TD)]
     for mine, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-8)
+
+
+def test_blocks_of_one_with_shifted_states_are_the_causal_network() -> None:
+    """Whatever the noisy copy holds: the clean token before each one predicts it, and the layout is the triangle."""
+    network = _network(1, shift=True)
+    clean, noisy = (Packed.of([torch.randint(0, 23, (n,)) for n in (9, 6, 1)]) for _ in range(2))
+    causal_TD = network(clean, layout=Causal())
+    first_T = clean.positions_T == 0
+    torch.testing.assert_close(two_stream(network, noisy, clean.tokens_T, 1)[~first_T], causal_TD[~first_T], rtol=0, atol=1e-12)
 
 
 def test_unequal_halves_are_refused() -> None:

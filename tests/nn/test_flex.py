@@ -9,9 +9,10 @@ from tests.nn.twins import dense_attention
 from unveil.nn import flex
 from unveil.nn.attention import attention
 from unveil.nn.block_attention import block_diffusion_attention
-from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
+from unveil.nn.layout import Annealed, Bidirectional, BlockCausal, Causal, Layout
 
-LAYOUTS: list[Layout] = [Causal(), Bidirectional(), Causal(3), Bidirectional(40), BlockCausal(4)]
+OPENED = Annealed(torch.rand(128, 128, generator=torch.Generator().manual_seed(0)) < 0.3)
+LAYOUTS: list[Layout] = [Causal(), Bidirectional(), Causal(3), Bidirectional(40), BlockCausal(4), OPENED]
 LENGTHS = [5, 5, 150, 1]
 
 
@@ -23,7 +24,7 @@ def drawn(copies: int, groups: int, dtype: torch.dtype, device: str = "cpu") -> 
     return *(x.to(device) for x in heads), bounds.to(device)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout}".partition("=tensor")[0])
 @pytest.mark.parametrize("groups", [4, 2])
 def test_the_mask_is_the_layout_within_each_sequence(layout: Layout, groups: int) -> None:
     q, k, v, bounds = drawn(1, groups, torch.float64)

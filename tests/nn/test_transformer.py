@@ -7,7 +7,7 @@ import torch
 
 from unveil.config import TransformerConfig
 from unveil.nn.head import cross_entropy
-from unveil.nn.layout import Bidirectional, BlockCausal, Causal
+from unveil.nn.layout import Annealed, Bidirectional, BlockCausal, Causal
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 
@@ -198,3 +198,15 @@ def test_ragged_packs_do_not_recompile() -> None:
         total, _ = network.head.reduce(network(batch), cross_entropy, torch.ones(sum(lengths)), batch.tokens_T)
         total.backward()
     assert 2 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+def test_another_pattern_of_open_edges_does_not_recompile() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    network, eager = _network(torch.float32), _network(torch.float32)
+    network.compile_blocks(backend="aot_eager")
+    batch = Packed.of(_sequences(9, 4))
+    for share in (0.1, 0.4, 0.7, 0.9):
+        layout = Annealed(torch.rand(16, 16) < share)
+        torch.testing.assert_close(network(batch, layout=layout), eager(batch, layout=layout), rtol=0, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

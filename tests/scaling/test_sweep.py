@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Executor, Future
+import os
+import signal
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -16,19 +18,23 @@ from unveil import cli
 from unveil.errors import UserError
 from unveil.scaling import sweep
 from unveil.scaling.configure import Choice
+from unveil.scaling.engine import Processes
 from unveil.scaling.laws import DEEPSEEK
 
 
-class Here(Executor):
+class Here(Processes):
     """Processes that are none."""
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
 
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+    def submit(self, function: Any, *args: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(function(*args, **kwargs))
+            future.set_result(function(*args))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -70,7 +76,7 @@ def test_a_grid_of_learning_rates_and_batches_has_one_network() -> None:
 
 
 def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
+    monkeypatch.setitem(sweep.ENGINES, "local", Here)
     choices = sweep.isoflop(BASE, [1e14], [0.5, 1, 2, 4], DEEPSEEK)
     first, said = Trained(run2=UserError("loss", "is not finite", "lower optimizer.lr")), list[str]()
     sweep.claim("isoflop", choices, tmp_path / "s")
@@ -86,7 +92,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_worker_that_dies_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Here)
+    monkeypatch.setitem(sweep.ENGINES, "local", Here)
     choices = sweep.isoflop(BASE, [1e14], [0.5, 1, 2], DEEPSEEK)
     sweep.claim("isoflop", choices, tmp_path / "s")
     with pytest.raises(UserError, match="worker died"):
@@ -117,13 +123,19 @@ def test_a_directory_keeps_its_sweep(tmp_path: Path) -> None:
         sweep.claim("isoflop", choices, tmp_path / "other")
 
 
-def test_a_real_sweep_and_its_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Six runs of a few steps in a process of their own. So short, the smallest network is best, and the fit says so."""
+@pytest.fixture
+def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of a sweep of six runs of a few steps, without where it goes."""
     monkeypatch.setenv("UNVEIL_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i} tells that {i} and {i} are {2 * i}.\n" for i in range(900)))
     settings = "--training.compile off --training.save-every 10000 --data.split tail --evaluation.tokens 512 --sampler.steps 2"
-    line = f"scaling sweep tiny --data {text} --compute 3e8,1e9 --sizes 9,18,36 --out {tmp_path / 's'} {settings}".split()
+    return f"scaling sweep tiny --data {text} --compute 3e8,1e9 --sizes 9,18,36 {settings}".split()
+
+
+def test_a_real_sweep_and_its_fit(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of their own. So short, the smallest network is best, and the fit says so."""
+    line += ["--out", str(tmp_path / "s")]
     cli.main(line)
     shown = capsys.readouterr().out
     assert shown.count(" done, about ") == 6 and "6 runs" in shown
@@ -133,3 +145,37 @@ def test_a_real_sweep_and_its_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit) as stopped:
         cli.main(["scaling", "fit", str(tmp_path / "s")])
     assert stopped.value.code == 2 and "--sizes" in capsys.readouterr().err
+
+
+class Dies:
+    """Training whose worker is killed the first time, when it has left something; it goes on the second time."""
+
+    def __call__(self, recipe: Any, directory: Path, resume: bool, console: bool) -> None:
+        directory.mkdir(exist_ok=True)
+        if not (directory / "begun").exists():
+            (directory / "begun").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (directory / sweep.FINISHED).write_text("{}")
+
+
+def test_on_a_real_ray_cluster(tmp_path: Path) -> None:
+    """Of two workers, each of which is killed; Ray begins its run again."""
+    pytest.importorskip("ray")
+    choices = sweep.isoflop(BASE, [1e14], [0.5, 1, 2], DEEPSEEK)
+    sweep.claim("isoflop", choices, tmp_path / "s")
+    said: list[str] = []
+    sweep.run(choices, tmp_path / "s", 2, Dies(), second, said.append, "ray")
+    assert all(sweep.finished(tmp_path / "s", name) for name in choices) and len(said) == 3
+
+
+@pytest.mark.slow
+def test_runs_on_ray_are_those_of_local_processes(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bit for bit."""
+    pytest.importorskip("ray")
+    line[line.index("--compute") + 1] = "3e8"
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    cli.main([*line, "--out", str(ours), "--training.threads", "1"])
+    cli.main([*line, "--out", str(theirs), "--training.threads", "1", "--engine", "ray", "--workers", "2"])
+    assert capsys.readouterr().out.count(" done, about ") == 6
+    files = sorted(p.relative_to(ours) for p in ours.glob("*/final/model.safetensors"))
+    assert len(files) == 3 and all((ours / f).read_bytes() == (theirs / f).read_bytes() for f in files)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.toy import ToyLoader, evaluate, network, recipe, trainer, variant
+from tests.training.toy import ToyFamily, ToyLoader, evaluate, network, recipe, trainer, variant
 from unveil.errors import UserError
 from unveil.training import budget, checkpoint, precision
 from unveil.training.interrupt import Interrupted
+from unveil.training.loop import Trainer
 from unveil.training.parallel import World
 
 
@@ -133,6 +134,44 @@ def test_bad_packs_are_counted_across_a_resume(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path / "checkpoints") == [2, 4]
     with pytest.raises(UserError, match="last at step 5"):
         trainer(tmp_path, recipe(save_every=2), ToyLoader(bad=(4,))).fit(resume=True)
+
+
+class StagedToy(ToyFamily):
+    """Its loss counts as much as the step says."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def progress(self, step: int, steps: int) -> None:
+        self.told.append((step, steps))
+
+    def loss(self, model: nn.Module, batch: Any, noise: Any) -> dict[str, Any]:
+        terms = super().loss(model, batch, noise)
+        return {**terms, "nll": terms["nll"]._replace(sum=terms["nll"].sum * (1 + self.told[-1][0]))}
+
+
+def test_a_family_is_told_every_step_once_however_the_run_was_cut(tmp_path: Path) -> None:
+    """Two packs a step, and the second of them is drawn when a signal comes."""
+
+    class Signalling(ToyLoader):
+        def __next__(self) -> Any:
+            if self.pack == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__next__()
+
+    def run(directory: Path, loader: ToyLoader) -> tuple[Trainer, StagedToy]:
+        family = StagedToy()
+        return Trainer(family, network(), loader, recipe(packs=2), directory, console=False), family  # type: ignore[arg-type]
+
+    cut, family = run(tmp_path / "cut", Signalling())
+    with pytest.raises(Interrupted):
+        cut.fit()
+    resumed, after = run(tmp_path / "cut", ToyLoader())
+    resumed.fit(resume=True)
+    straight, whole = run(tmp_path / "straight", ToyLoader())
+    straight.fit()
+    assert whole.told == [(step, 8) for step in range(8)] == family.told + after.told and len(family.told) == 4
+    same_state(tmp_path / "cut", tmp_path / "straight")
 
 
 def test_the_best_and_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

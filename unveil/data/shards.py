@@ -9,27 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from unveil.config import SourceConfig, TextDataConfig
+from unveil.config import CurationConfig, SourceConfig, TextDataConfig
 from unveil.data.columns import cache_folder
 from unveil.data.corpus import documents, fingerprint
+from unveil.data.curation import KEPT, Judgement, counted, judged, left_out
 from unveil.data.overlap import HeldOut
 from unveil.data.split import SPLITS, Part, Split, by_document, by_tail
 from unveil.data.store import SHARD_FORMAT, Entry, TokenStore, read_shard, write_shard
 from unveil.data.tokenizer import Tokenizer
+from unveil.data.workers import Failure, Progress, each, processes
 from unveil.errors import UserError
 
 SHARD_BYTES = 1 << 22
@@ -37,9 +35,6 @@ SHARD_BYTES = 1 << 22
 
 TOKENIZER_BYTES = 1 << 28
 """Text that BPE is trained on, at most; shared evenly by the sources."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many shards are done, and of how many (0: not known)."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +47,19 @@ class Prepared:
     """The sources' shares of the training tokens; they sum to 1."""
     near_duplicates: int
     """Training documents left out because they nearly equal held-out text."""
+    left_out: dict[str, int]
+    """Documents that curation left out of every split, by reason."""
     folder: Path
 
 
 class _Raw(NamedTuple):
-    """A shard of a source as it was read, and the split of each of its documents (None: the tail of each is held out)."""
+    """A shard of a source as it was read; of each of its documents why it is left out, and the split (None: the tail of each is held
+    out)."""
 
     path: Path
     key: str
     source: int
+    reasons: list[str]
     assigned: list[Split] | None
 
 
@@ -89,7 +88,7 @@ def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None 
     keys = [_key([source.kind, source.column, source.documents, config.limit, fingerprint(source)]) for source in config.sources]
     tokenizer_file = config.tokenizer.path if config.tokenizer.kind == "file" else ""
     file = Tokenizer.load(tokenizer_file).digest() if tokenizer_file else ""
-    key = _key([keys, {**asdict(config.tokenizer), "path": file}, config.split, config.validation, config.test])
+    key = _key([keys, asdict(config.curation), {**asdict(config.tokenizer), "path": file}, config.split, config.validation, config.test])
     folder = cache_folder(config) / "tokens" / key
     try:
         if not _complete(folder):
@@ -131,7 +130,7 @@ def _open(folder: Path, key: str, config: TextDataConfig) -> Prepared:
     }
     total = sum(source.weight for source in config.sources)
     weights = tuple(source.weight / total for source in config.sources)
-    return Prepared(Tokenizer.load(folder / "tokenizer.json"), splits, weights, manifest["near_duplicates"], folder)
+    return Prepared(Tokenizer.load(folder / "tokenizer.json"), splits, weights, manifest["near_duplicates"], manifest["left_out"], folder)
 
 
 def _read_json(path: Path) -> Any:
@@ -177,22 +176,45 @@ def _read(source: SourceConfig, limit: int, folder: Path, key: str, report: Call
     return [folder / f"{n:05d}.arrow" for n in range(_read_json(done))]
 
 
-def _raw(config: TextDataConfig, keys: Sequence[str], report: Progress) -> list[_Raw]:
+def _raw(config: TextDataConfig, keys: Sequence[str], pool: Executor | None, report: Progress) -> list[_Raw]:
     found: list[tuple[Path, str, int]] = []
     for index, (source, key) in enumerate(zip(config.sources, keys, strict=True)):
         folder = cache_folder(config) / "documents" / key
         found += [(path, key, index) for path in _read(source, config.limit, folder, key, lambda done: report("reading", done, 0))]
-    if config.split == "tail":
-        return [_Raw(*one, None) for one in found]
     names = [read_shard(path, key).names.to_pylist() for path, key, _ in found]
-    assigned = iter(by_document([name for shard in names for name in shard], config.validation, config.test))
-    return [_Raw(*one, [next(assigned) for _ in shard]) for one, shard in zip(found, names, strict=True)]
+    reasons = [KEPT] * sum(map(len, names))
+    if config.curation != CurationConfig():
+        tasks = [(path, key, config.curation) for path, key, _ in found]
+        reasons = left_out((one for shard in each(pool, _judge, tasks, "judging", report) for one in shard), config.curation)
+        if all(reasons):
+            raise UserError("data.curation", f"leaves nothing of {len(reasons)} documents ({counted([reasons])})", "loosen its rules")
+    why = iter(reasons)
+    raws = [_Raw(*one, [next(why) for _ in shard], None) for one, shard in zip(found, names, strict=True)]
+    if config.split == "tail":
+        return raws
+    kept = [name for raw, shard in zip(raws, names, strict=True) for name, reason in zip(shard, raw.reasons, strict=True) if not reason]
+    assigned = iter(by_document(kept, config.validation, config.test))
+    return [raw._replace(assigned=["train" if reason else next(assigned) for reason in raw.reasons]) for raw in raws]
+
+
+def _judge(path: Path, key: str, config: CurationConfig) -> list[Judgement] | Failure:
+    try:
+        return [judged(data, config) for data in _documents(path, key)]
+    except UserError as error:
+        return Failure(error.field, error.problem, error.remedy)
+
+
+def _documents(path: Path, key: str) -> Iterator[bytes]:
+    shard = read_shard(path, key)
+    return (shard.tokens[a:b].tobytes() for a, b in pairwise(shard.offsets))
 
 
 def _parts(raw: _Raw, config: TextDataConfig) -> Iterator[tuple[int, str, Part, bytes]]:
     """Every part of every document in the shard: the document's row and name, the part, its bytes."""
     shard = read_shard(raw.path, raw.key)
     for row, name in enumerate(shard.names.to_pylist()):
+        if raw.reasons[row]:
+            continue
         data = shard.tokens[shard.offsets[row] : shard.offsets[row + 1]].tobytes()
         ends = bool(shard.ends[row])
         if raw.assigned is None:
@@ -206,17 +228,12 @@ def _parts(raw: _Raw, config: TextDataConfig) -> Iterator[tuple[int, str, Part, 
 
 
 def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], workers: int, report: Progress) -> None:
-    raws = _raw(config, keys, report)
-    held_out = folder / "held-out.npz"
-    if not held_out.exists():
-        HeldOut.of(data for raw in raws for _, _, part, data in _parts(raw, config) if part.split != "train").save(held_out)
-    with ExitStack() as stack:
-        pool: Executor | None = None
-        if workers > 1 and len(raws) > 1:
-            stack.enter_context(_without_main())
-            pool = ProcessPoolExecutor(min(workers, len(raws)), get_context("spawn"), _start_worker)
-            stack.callback(pool.shutdown, cancel_futures=True)
-        checked = list(_each(pool, _check, [(raw, config, held_out) for raw in raws], "comparing", report))
+    with processes(workers) as pool:
+        raws = _raw(config, keys, pool, report)
+        held_out = folder / "held-out.npz"
+        if not held_out.exists():
+            HeldOut.of(data for raw in raws for _, _, part, data in _parts(raw, config) if part.split != "train").save(held_out)
+        checked = list(each(pool, _check, [(raw, config, held_out) for raw in raws], "comparing", report))
         tokenizer_path = folder / "tokenizer.json"
         if not tokenizer_path.exists():
             report("training the tokenizer", 0, 1)
@@ -229,24 +246,15 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
                 names.append(f"source{raw.source}-{split}-{len(names):05d}.arrow")
                 work.append(_Work(raw, dropped, split, folder / names[-1]))
         todo = [(one, config, key, tokenizer_path) for one in work if not one.target.exists()]
-        for _ in _each(pool, _encode, todo, "encoding", report):
+        for _ in each(pool, _encode, todo, "encoding", report):
             pass
     held: list[tuple[Split, float]] = [("validation", config.validation), ("test", config.test)]
     for split, share in held:
         if share and not any(shards[split]):
             raise UserError(f"data.{split}", f"{share} of this text is less than a character", "raise it or set it to 0")
-    _write_json(folder / "prepared.json", {**shards, "near_duplicates": sum(sum(one.dropped) for one in checked)})
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the main module: workers need nothing of it, and to import it again would run a script that has no ``__main__`` guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    near_duplicates = sum(sum(one.dropped) for one in checked)
+    curated = counted(raw.reasons for raw in raws)
+    _write_json(folder / "prepared.json", {**shards, "near_duplicates": near_duplicates, "left_out": curated})
 
 
 def _tokenizer_text(config: TextDataConfig, raws: Sequence[_Raw], checked: Sequence[_Checked]) -> Iterator[bytes]:
@@ -263,40 +271,12 @@ def _tokenizer_text(config: TextDataConfig, raws: Sequence[_Raw], checked: Seque
                 yield data
 
 
-def _each(
-    pool: Executor | None, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], stage: str, report: Progress
-) -> Iterator[Any]:
-    """Results in the order of the tasks. A worker's UserError is raised here."""
-    report(stage, 0, len(tasks))
-    if not tasks:
-        return
-    columns = zip(*tasks, strict=True)
-    for done, result in enumerate(map(function, *columns) if pool is None else pool.map(function, *columns), 1):
-        if isinstance(result, _Failure):
-            raise UserError(*result)
-        report(stage, done, len(tasks))
-        yield result
-
-
-class _Failure(NamedTuple):
-    """A UserError on its way between processes: exceptions with more than one argument do not survive pickling."""
-
-    field: str
-    problem: str
-    remedy: str
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone answers it
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
 @lru_cache(maxsize=1)
 def _held_out(path: Path) -> HeldOut:
     return HeldOut.load(path)
 
 
-def _check(raw: _Raw, config: TextDataConfig, held_out: Path) -> _Checked | _Failure:
+def _check(raw: _Raw, config: TextDataConfig, held_out: Path) -> _Checked | Failure:
     try:
         dropped, splits = [False] * len(read_shard(raw.path, raw.key).names), set()
         for row, _, part, data in _parts(raw, config):
@@ -304,7 +284,7 @@ def _check(raw: _Raw, config: TextDataConfig, held_out: Path) -> _Checked | _Fai
             dropped[row] |= part.split == "train" and _held_out(held_out).holds(data)
         return _Checked(dropped, [split for split in SPLITS if split in splits])
     except UserError as error:
-        return _Failure(error.field, error.problem, error.remedy)
+        return Failure(error.field, error.problem, error.remedy)
 
 
 @lru_cache(maxsize=1)
@@ -312,7 +292,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def _encode(work: _Work, config: TextDataConfig, key: str, tokenizer_path: Path) -> _Failure | None:
+def _encode(work: _Work, config: TextDataConfig, key: str, tokenizer_path: Path) -> Failure | None:
     tokenizer = _tokenizer(tokenizer_path)
     try:
         entries = []
@@ -322,4 +302,4 @@ def _encode(work: _Work, config: TextDataConfig, key: str, tokenizer_path: Path)
         write_shard(work.target, entries, np.uint16 if tokenizer.vocabulary.size <= 2**16 else np.uint32, key)
         return None
     except UserError as error:
-        return _Failure(error.field, error.problem, error.remedy)
+        return Failure(error.field, error.problem, error.remedy)

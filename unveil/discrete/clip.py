@@ -35,8 +35,9 @@ class Clip(nn.Module):
         self.block, self.bound, self._news = block, bound, True
         self.interval: Tensor
         self.pending: Tensor
-        self.register_buffer("interval", torch.tensor([low, high], dtype=torch.float64))
-        self.register_buffer("pending", torch.zeros(3, block + 1, dtype=torch.float64))
+        # a network that is built without weights, on the meta device, has this part nevertheless
+        self.register_buffer("interval", torch.tensor([low, high], dtype=torch.float64, device="cpu"))
+        self.register_buffer("pending", torch.zeros(3, block + 1, dtype=torch.float64, device="cpu"))
         """Counts, sums and sums of squares of C by l, since the last ``advance``."""
 
     @torch.no_grad()

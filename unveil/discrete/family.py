@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from unveil import experts
@@ -73,11 +74,16 @@ class Discrete:
         """``t``, of the sequence or of every token, and ``u``, a uniform per token; see ``Kind.draw``."""
         return self.kind.draw(generator(self.seed, epoch, 0, "time").random(), sample_id, length, rng)
 
+    def progress(self, step: int, steps: int) -> None:
+        """How far attention is annealed, or blocks have grown, in this step."""
+        self.kind.progress(step, steps, self.seed)
+
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return {**self.kind.targets(batch, noise), **experts.targets(self.model, batch)}
+        return {**self.kind.targets(batch, noise), **experts.targets(self.model, batch), **dict.fromkeys(self.kind.stage, 1.0)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        return {**self.kind.loss(model, batch, noise), **experts.terms(model, batch)}
+        stage = {name: Term(torch.full((), value, device=batch.tokens_T.device), 0.0) for name, value in self.kind.stage.items()}
+        return {**self.kind.loss(model, batch, noise), **experts.terms(model, batch), **stage}
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> MaskedState:
         return self.sampler.begin(requests, model)

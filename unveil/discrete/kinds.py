@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from unveil.discrete.reader import Reader
 from unveil.discrete.sampler import MaskedSampler
 from unveil.discrete.score import UniformObjective
 from unveil.discrete.score import bound as uniform_bound
+from unveil.discrete.stages import block_at, open_share, opened
 from unveil.errors import UserError
 from unveil.family import Noise, Term
 from unveil.nn.layout import Bidirectional, BlockCausal, Layout
@@ -48,8 +50,17 @@ class Kind(ABC):
     """Between which they are drawn."""
     objective: MaskedObjective | UniformObjective
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary, self.keep = vocabulary, (vocabulary.start,)
+    def __init__(self, vocabulary: Vocabulary, config: Config) -> None:
+        self.vocabulary, self.keep, self.anneal = vocabulary, (vocabulary.start,), config.anneal
+        self.stage: dict[str, float] = {}
+        """What the training is at, to be measured beside its loss, where anything changes from step to step."""
+
+    def progress(self, step: int, steps: int, seed: int) -> None:
+        """As ``family.Staged``: the losses that follow are of this step. Bounds and samples are of the finished network at any."""
+        if self.anneal:
+            share = open_share(self.anneal, step, steps)
+            self.stage = {"open edges": share}
+            self.objective = replace(self.objective, read=replace(self.objective.read, layout=opened(share, step, seed)))
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027 - most have nothing to add
         """Add to the network what is saved beside it, if there is anything."""
@@ -81,7 +92,7 @@ class Masked(Kind):
     """Masked diffusion over whole sequences (LLaDA, MDLM)."""
 
     def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: MaskedConfig) -> None:
-        super().__init__(vocabulary)
+        super().__init__(vocabulary, config)
         self.layout, self.times = Bidirectional(model.window), (config.t_min, config.t_max)
         self.schedule = trained = SCHEDULES[config.schedule]
         if config.times == "importance":
@@ -103,14 +114,19 @@ class Block(Kind):
     """Block diffusion (BD3-LM): every block has a time of its own, and sees what precedes it clean."""
 
     def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: BlockConfig) -> None:
-        super().__init__(vocabulary)
-        self.config, self.layout, self.read = config, BlockCausal(config.block), Reader(block=config.block)
+        super().__init__(vocabulary, config)
+        self.config, self.layout, self.denoiser = config, BlockCausal(config.block), Subs.of(vocabulary)
         self.times = (0.0, 1.0) if config.clip else (config.t_min, config.t_max)
-        self.process = Absorbing(SCHEDULES["linear" if config.clip else config.schedule], vocabulary.mask, self.keep)
-        self.denoiser = Subs.of(vocabulary)
-        self.objective: MaskedObjective = MaskedObjective(
-            self.process, self.denoiser, config.weight, config.normalisation, self.read, measures=not config.clip
-        )
+        self.objectives = {size: self._objective(size) for size in (*config.growth, config.block)}
+        self.size, self.objective = config.block, self.objectives[config.block]
+        self.process, self.read = self.objective.process, self.objective.read
+
+    def _objective(self, size: int) -> MaskedObjective:
+        """Of blocks of ``size`` tokens; those of 1 are always masked, which leaves nothing to chance."""
+        config = self.config
+        process = Absorbing(SCHEDULES["linear" if config.clip or size == 1 else config.schedule], self.vocabulary.mask, self.keep)
+        read = Reader(block=size)
+        return MaskedObjective(process, self.denoiser, config.weight, config.normalisation, read, measures=not config.clip)
 
     def prepare(self, model: nn.Module) -> None:
         """With ``clip`` the search for the best interval."""
@@ -118,22 +134,40 @@ class Block(Kind):
             model.add_module("clip", Clip(self.config.block, self.config.t_min, self.config.t_max, self.config.weight == "bound"))
 
     def draw(self, offset: float, sample_id: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
-        """``t``, the time of each token's block, and ``u``, a uniform per token.
+        """``t``, the time of each token's block, and ``u``, a uniform per token; ``t N`` likewise for each block of ``growth``.
 
         A sequence's n blocks take the n cells of an even partition in random order, all at the same place in their cell, which moves by the
         golden ratio from sample to sample: so times are stratified over all blocks of a step, and each is uniform.
         """
-        low, high = self.times
-        blocks = -(-length // self.config.block)
-        cells = (rng.permutation(blocks) + stratified(offset, sample_id)) / blocks
-        return {"t": (low + (high - low) * cells)[np.arange(length) // self.config.block], "u": rng.random(length)}
+        place, config = stratified(offset, sample_id), self.config
+        drawn = {"t": self._times(place, length, config.block, rng), "u": rng.random(length)}
+        return drawn | {f"t {size}": self._times(place, length, size, rng) for size in config.growth}
+
+    def _times(self, place: float, length: int, size: int, rng: np.random.Generator) -> Array:
+        low, high = (1.0, 1.0) if size == 1 and not self.config.clip else self.times
+        blocks = -(-length // size)
+        cells = (rng.permutation(blocks) + place) / blocks
+        return (low + (high - low) * cells)[np.arange(length) // size]
+
+    def progress(self, step: int, steps: int, seed: int) -> None:
+        config = self.config
+        if config.growth:
+            self.size = block_at(config.growth, config.block, config.growth_share, step, steps)
+            self.stage, self.objective = {"block": float(self.size)}, self.objectives[self.size]
+
+    def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
+        return self.objective.targets(batch, self._timed(noise))
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
         if (clip := self._clip(model)) is not None:
             if model.training:
                 clip.advance()
             noise = {**noise, "t": clip.rates(noise["t"])}
-        return self.objective.loss(model, batch, noise)
+        return self.objective.loss(model, batch, self._timed(noise))
+
+    def _timed(self, noise: Noise) -> Noise:
+        """With the times of the blocks that are trained."""
+        return noise if self.size == self.config.block else {**noise, "t": noise[f"t {self.size}"]}
 
     def bound(
         self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
@@ -156,7 +190,7 @@ class AbsorbScore(Kind):
     """Score entropy under the absorbing chain (SEDD)."""
 
     def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: ScoreConfig) -> None:
-        super().__init__(vocabulary)
+        super().__init__(vocabulary, config)
         self.layout, self.times = Bidirectional(model.window), (config.t_min, config.t_max)
         self.process, self.ratio = Absorbing(_schedule(config), vocabulary.mask, self.keep), AbsorbRatio.over(vocabulary)
         self.read = Reader(told=model.time_conditioning)
@@ -184,7 +218,7 @@ class UniformScore(Kind):
     """Score entropy under the uniform chain over the data tokens and the end token (SEDD)."""
 
     def __init__(self, vocabulary: Vocabulary, model: TransformerConfig, config: ScoreConfig) -> None:
-        super().__init__(vocabulary)
+        super().__init__(vocabulary, config)
         self.layout, self.times = Bidirectional(model.window), (config.t_min, config.t_max)
         self.process = Uniform(_schedule(config), states(vocabulary), self.keep)
         self.ratio = UniformRatio(Subs.of(vocabulary))
@@ -196,7 +230,7 @@ class UniformScore(Kind):
     ) -> tuple[Tensor, Tensor]:
         if given_T is not None:
             raise UserError("objective.chain", "is 'uniform': no likelihood given a prompt", "take a run of the chain 'absorb'")
-        return uniform_bound(self.objective, model, batch, draws, seed, counted_T)
+        return uniform_bound(replace(self.objective, read=self.read), model, batch, draws, seed, counted_T)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> ScoreSampler:
         chain = Chain(torch.tensor(self.process.states))

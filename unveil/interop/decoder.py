@@ -302,7 +302,7 @@ def _experts(c: ExpertsConfig, ours: str, theirs: str, names: Names) -> list[Par
     halves = tuple(f"{mlp}.experts.{e}.{half}_proj.weight" for e in each for half in ("gate", "up"))
     found = [Part(f"{ours}.router.weight", (f"{mlp}.gate.weight",))]
     found += [Part(f"{ours}.router.bias", (f"{mlp}.gate.expert_bias",))] if c.bias else []
-    found.append(Part(f"{ours}.gate_up.weight", halves, stacked=True))
-    found.append(Part(f"{ours}.down.weight", tuple(f"{mlp}.experts.{e}.down_proj.weight" for e in each), stacked=True))
+    found.append(Part(f"{ours}.gate_up.weight", halves, stacked=c.routed))
+    found.append(Part(f"{ours}.down.weight", tuple(f"{mlp}.experts.{e}.down_proj.weight" for e in each), stacked=c.routed))
     shared = tuple(f"{names.shared}.{half}_proj" for half in ("gate", "up"))
     return found + (_gated(f"{ours}.shared", theirs, shared, f"{names.shared}.down_proj") if c.shared else [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,24 @@ class Shards(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class Some(Mapping[str, Tensor]):
+    """Those of the weights that have one of these names, read when they are asked for."""
+
+    def __init__(self, source: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        self._source, self._names = source, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._source[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def stored(folder: Path) -> tuple[Mapping[str, Tensor], Path]:

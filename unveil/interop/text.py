@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +33,8 @@ from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError, nearest
 from unveil.interop import decoder, experts, tokens, told
 from unveil.interop.folder import CONFIG, read_json, write_json
-from unveil.interop.state import Part, exported, imported
-from unveil.interop.tensors import save, stored
+from unveil.interop.state import Part, exported, imported, renamed
+from unveil.interop.tensors import Some, save, stored
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 from unveil.nn.routing import Router
 from unveil.nn.transformer import Transformer
@@ -122,8 +122,12 @@ def _block(given: Mapping[str, Any], kind: str, source: str) -> int:
     return block
 
 
-def read(folder: Path) -> Foreign:
-    """The model of a folder, its weights in the dtype in which they lie there, each read once into its place.
+Fill = Callable[[Transformer, Mapping[str, torch.Tensor]], None]
+"""Gives a network on the meta device its weights, from those under our names, which are read when they are asked for."""
+
+
+def read(folder: Path, fill: Fill | None = None) -> Foreign:
+    """The model of a folder, its weights in the dtype in which they lie there, each read once into its place; or as ``fill`` puts them.
 
     Raises:
         UserError: a file is missing or corrupted, weights are pickled, missing, left over or misshapen, a model type or a setting is not
@@ -139,14 +143,36 @@ def read(folder: Path) -> Foreign:
     masked = kind not in AUTOREGRESSIVE and not (kind == SCORE and told.uniform(given))
     tokenizer = tokens.read(folder, given, size, masked=masked, last=kind in TOLD, opens=kind not in UNOPENED)
     recipe = _recipe(folder, kind, given, built, context, tokenizer)
-    _fill(built, names, folder)
+    if fill is None:
+        _fill(built, names, folder)
+    else:
+        fill(built, _renamed(built, names, folder))
     return Foreign(recipe, tokenizer, built.eval())
+
+
+def named(folder: Path) -> Mapping[str, torch.Tensor]:
+    """The weights of a folder under our names, read when they are asked for. Raises UserError as ``read``."""
+    built, names, _ = network(read_json(folder / CONFIG, _DOWNLOAD), str(folder / CONFIG))
+    return _renamed(built, names, folder)
+
+
+def _renamed(built: Transformer, names: list[Part], folder: Path) -> Mapping[str, torch.Tensor]:
+    found, file = _found(built, names, folder)
+    return renamed(built, names, found, str(file))
+
+
+def _found(built: Transformer, names: list[Part], folder: Path) -> tuple[Mapping[str, torch.Tensor], Path]:
+    """The weights of a folder by its own names, without what is no weight of a network, and the file to name in messages."""
+    found, file = stored(folder)
+    found = told.without_buffers(found, built.config, str(file))
+    if built.config.tie and (twice := _tied(names, found)):
+        found = Some(found, [name for name in found if name not in twice])
+    return found, file
 
 
 def _fill(built: Transformer, names: list[Part], folder: Path) -> None:
     """Weights into a network that has none yet. Raises UserError."""
-    found, file = stored(folder)
-    found = told.without_buffers(found, built.config, str(file))
+    found, file = _found(built, names, folder)
     first = next((found[name] for part in names for name in part.theirs if name in found), None)
     built.to(torch.float32 if first is None else first.dtype).to_empty(device="cpu")
     for router in (module for module in built.modules() if isinstance(module, Router)):
@@ -154,7 +180,6 @@ def _fill(built: Transformer, names: list[Part], folder: Path) -> None:
         router.bias = None if router.bias is None else router.bias.float()  # it decides between scores that are close
     if built.config.tie:
         built.head.weight = built.embedding.weight  # type: ignore[assignment]
-        found = {name: tensor for name, tensor in found.items() if name not in _tied(names, found)}
     imported(built, names, found, str(file))
 
 

@@ -14,6 +14,7 @@ from unveil.errors import UserError
 from unveil.interop.pickled import is_buffer
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part, pair
+from unveil.interop.tensors import Some
 from unveil.nn.self_attention import head_width
 from unveil.text.vocabulary import Vocabulary
 
@@ -111,14 +112,17 @@ def parts(c: TransformerConfig, prefix: str) -> list[Part]:
     return found
 
 
-def without_buffers(found: Mapping[str, Tensor], c: TransformerConfig, source: str) -> dict[str, Tensor]:
+def without_buffers(found: Mapping[str, Tensor], c: TransformerConfig, source: str) -> Mapping[str, Tensor]:
     """Their weights without what follows from the settings. Raises UserError for rotary frequencies that do not."""
     wanted = frequencies(c)
-    for name, tensor in found.items():
-        if name.endswith("rotary_emb.inv_freq") and not (tensor.shape == wanted.shape and torch.allclose(tensor.float(), wanted)):
+    for name in found:
+        if not name.endswith("rotary_emb.inv_freq"):
+            continue
+        tensor = found[name]
+        if not (tensor.shape == wanted.shape and torch.allclose(tensor.float(), wanted)):
             problem = f"'{name}' are no frequencies to base {c.rope_theta:g}"
             raise UserError(source, problem, "convert a model with plain rotary positions")
-    return {name: tensor for name, tensor in found.items() if not is_buffer(name)}
+    return Some(found, [name for name in found if not is_buffer(name)])
 
 
 def frequencies(c: TransformerConfig) -> Tensor:

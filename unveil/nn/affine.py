@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unveil.nn.linear import Linear
 
@@ -18,5 +17,6 @@ class Affine(Linear):
         super().__init__(fan_in, fan_out, slices)
         self.bias = nn.Parameter(torch.empty(fan_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        weight, bias = (self.weight, self.bias) if rows is None else (self.weight[rows], self.bias[rows])
+        return self._times(x, weight, bias)

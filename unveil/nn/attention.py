@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unveil.nn import flex
-from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
+from unveil.nn.layout import Annealed, Bidirectional, BlockCausal, Causal, Layout
 
 TILE = 256
 _KINDS: tuple[type[Causal] | type[Bidirectional] | type[BlockCausal], ...] = (Causal, Bidirectional, BlockCausal)
@@ -34,7 +34,7 @@ def attention(
         q_THE, k_TGE, v_TGE: queries, keys, values; H a multiple of G (grouped-query attention).
         cu_seqlens: int32 boundaries ``[N + 1]``, from 0 to T; the last may repeat.
         max_seqlen: at least the longest sequence (CUDA kernels ask for it).
-        layout: ``Causal``, ``Bidirectional`` or ``BlockCausal``.
+        layout: ``Causal``, ``Bidirectional``, ``BlockCausal`` or ``Annealed``.
         scale: of the scores; 1/sqrt(E) if not given.
 
     Returns:
@@ -45,10 +45,10 @@ def attention(
     """
     if q_THE.shape[1] % k_TGE.shape[1]:
         raise ValueError(f"{q_THE.shape[1]} query heads are no multiple of {k_TGE.shape[1]} key heads")
-    kind, size = _encode(layout)
+    kind, size, open_PP = _encode(layout)
     if q_THE.is_cuda:
         return flex.packed(q_THE, k_TGE, v_TGE, cu_seqlens, layout, scale or q_THE.shape[-1] ** -0.5)
-    out_THE, _ = _attention(q_THE, k_TGE, v_TGE, cu_seqlens, max_seqlen, kind, size, scale or q_THE.shape[-1] ** -0.5)
+    out_THE, _ = _attention(q_THE, k_TGE, v_TGE, cu_seqlens, max_seqlen, kind, size, scale or q_THE.shape[-1] ** -0.5, open_PP)
     return out_THE
 
 
@@ -72,11 +72,13 @@ def cross_attention(q_NQHE: Tensor, k_THE: Tensor, v_THE: Tensor, cu_seqlens: Te
     return torch.cat(parts)
 
 
-def _encode(layout: Layout) -> tuple[int, int]:
-    """An operator's schema has no room for objects: a layout crosses it as two integers."""
+def _encode(layout: Layout) -> tuple[int, int, Tensor | None]:
+    """An operator's schema has no room for objects: a layout crosses it as two integers, and a pattern as itself."""
+    if isinstance(layout, Annealed):
+        return len(_KINDS), len(layout.open_PP), layout.open_PP
     for kind, cls in enumerate(_KINDS):
         if isinstance(layout, cls):
-            return kind, layout.block if isinstance(layout, BlockCausal) else layout.window
+            return kind, layout.block if isinstance(layout, BlockCausal) else layout.window, None
     raise ValueError(f"unknown layout {layout!r}")
 
 
@@ -89,6 +91,25 @@ class _Tile(NamedTuple):
     k1: int
     causal: bool
     mask: Tensor | None
+
+
+def _cut(kind: int, size: int, length: int, open_PP: Tensor | None) -> tuple[_Tile, ...]:
+    return _tiles(kind, size, length) if open_PP is None else _opened(open_PP, length)
+
+
+def _opened(open_PP: Tensor, length: int) -> tuple[_Tile, ...]:
+    """Tiles of an ``Annealed`` layout. The pattern holds for a step, so nothing is cached; two masks serve all tiles."""
+    ahead_PP = torch.zeros(open_PP.shape).masked_fill_(~open_PP, float("-inf"))
+    diagonal_PP = ahead_PP.masked_fill(torch.ones_like(open_PP).tril_(), 0.0)
+    tiles = []
+    for q0 in range(0, length, len(open_PP)):
+        q1 = min(q0 + len(open_PP), length)
+        if q0:
+            tiles.append(_Tile(q0, q1, 0, q0, False, None))
+        for k0 in range(q0, length, len(open_PP)):
+            k1, mask_PP = min(k0 + len(open_PP), length), ahead_PP if k0 > q0 else diagonal_PP
+            tiles.append(_Tile(q0, q1, k0, k1, False, mask_PP[: q1 - q0, : k1 - k0]))
+    return tuple(tiles)
 
 
 @lru_cache(maxsize=1024)
@@ -170,7 +191,7 @@ def _merge(parts: list[tuple[_Tile, Tensor, Tensor]], out: Tensor, lse: Tensor) 
 
 @torch.library.custom_op("unveil::attention", mutates_args=())
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, kind: int, size: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, kind: int, size: int, scale: float, open_PP: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     times = q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -184,7 +205,7 @@ def _attention(
     for group in groups:
         q_n, k_n, v_n = _rows(q, *group), _repeat(_rows(k, *group), times), _repeat(_rows(v, *group), times)
         out_n, lse_n = _rows(out, *group), _rows(lse.unsqueeze(-1), *group).squeeze(-1)
-        tiles = _tiles(kind, size, group[2])
+        tiles = _cut(kind, size, group[2], open_PP)
         if len(tiles) == 1 and tiles[0].mask is None:
             part, part_lse = _flash(q_n, k_n, v_n, 0.0, tiles[0].causal, attn_mask=None, scale=scale)
             out_n.copy_(part)
@@ -203,7 +224,7 @@ def _attention(
 
 
 @_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(q.dtype, torch.float32)
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:2], dtype=wide)
 
@@ -221,6 +242,7 @@ def _attention_backward(
     kind: int,
     size: int,
     scale: float,
+    open_PP: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     times = q.shape[1] // k.shape[1]
     groups = list(_groups(cu_seqlens))
@@ -233,7 +255,7 @@ def _attention_backward(
     for group in groups:
         q_n, k_n, v_n = _rows(q, *group), _repeat(_rows(k, *group), times), _repeat(_rows(v, *group), times)
         grad_n, out_n, lse_n = _rows(grad, *group), _rows(out, *group), _rows(lse.unsqueeze(-1), *group).squeeze(-1)
-        tiles = _tiles(kind, size, group[2])
+        tiles = _cut(kind, size, group[2], open_PP)
         if len(tiles) == 1 and tiles[0].mask is None:
             dq_n, dk_n, dv_n = _flash_backward(grad_n, q_n, k_n, v_n, out_n, lse_n, 0.0, tiles[0].causal, attn_mask=None, scale=scale)
         else:
@@ -260,18 +282,19 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     return dq, dk, dv
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    q, k, v, cu_seqlens, *ctx.rest = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+    q, k, v, cu_seqlens, *ctx.rest, open_PP = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens, open_PP)
 
 
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    return *_attention_backward(grad, *ctx.saved_tensors, *ctx.rest), *[None] * 5
+    *saved, open_PP = ctx.saved_tensors
+    return *_attention_backward(grad, *saved, *ctx.rest, open_PP), *[None] * 6
 
 
 _attention.register_autograd(_backward, setup_context=_setup)

@@ -18,7 +18,8 @@ def two_stream(model: Transformer, noisy: Packed, clean_T: Tensor, block: int) -
     """Hidden states ``[T, D]`` of the noisy text, ready for ``head``: every block sees itself noisy and what precedes it clean.
 
     The same as ``model`` with the layout ``BlockCausal(block)`` on the clean blocks before and one noisy one, for all blocks at once. A
-    network that is told its noise level is told 0. In the last layer the clean half only gives keys and values.
+    network that is told its noise level is told 0. In the last layer the clean half only gives keys and values, and, where what predicts a
+    token is the state of the one before it (``config.shift``), that of each block's first token: so blocks of 1 are autoregression.
 
     Args:
         noisy: the pack; blocks begin anew in every sequence, and the last of a sequence may be shorter.
@@ -41,9 +42,21 @@ def two_stream(model: Transformer, noisy: Packed, clean_T: Tensor, block: int) -
     tokens = len(clean_T)
     vectors = last._vectors(told)
     before_XD = last._before(x_XD, vectors)
+    if model.config.shift:
+        q_XHE, k_XGE, v_XGE = last.attention.project(before_XD, by)
+        attended_XHE = block_diffusion_attention(q_XHE, k_XGE, v_XGE, noisy.cu_seqlens, noisy.max_seqlen, block)
+        rows_T = _predicting(noisy, block)
+        return model._leave(last._after(x_XD[rows_T], last.attention.merge(attended_XHE[rows_T]), vectors), told)
     q_THE, k_TGE, v_TGE = last.attention.project(before_XD[:tokens], Rotation(by.cos[:tokens], by.sin[:tokens]))
     keys, values = last.attention.keys_and_values(before_XD[tokens:], Rotation(by.cos[tokens:], by.sin[tokens:]))
     both = torch.cat((k_TGE, keys)), torch.cat((v_TGE, values))
     attended_THE = block_diffusion_attention(q_THE, *both, noisy.cu_seqlens, noisy.max_seqlen, block)
-    x_TD = last._after(x_XD[:tokens], last.attention.merge(attended_THE), vectors)
-    return model._shifted(model._leave(x_TD, told), noisy)
+    return model._leave(last._after(x_XD[:tokens], last.attention.merge(attended_THE), vectors), told)
+
+
+def _predicting(batch: Packed, block: int) -> Tensor:
+    """For a network of shifted states: which of the 2 T predicts each token, int64 ``[T]``. It is the token before it, noisy within a block
+    and clean before one; a sequence's first token has none and is its own."""
+    positions_T = batch.positions_T
+    before_T = torch.arange(len(positions_T), device=positions_T.device) - (positions_T > 0).long()
+    return torch.where((positions_T > 0) & (positions_T % block == 0), before_T + len(positions_T), before_T)

@@ -48,8 +48,9 @@ class _Reduce(torch.autograd.Function):
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         losses_T, total = hidden_TD.new_empty(len(hidden_TD), dtype=wide), hidden_TD.new_zeros((), dtype=wide)
         grad_hidden = torch.empty_like(hidden_TD) if needed else None
-        grad_weight = (torch.empty_like if len(hidden_TD) else torch.zeros_like)(weight_VD) if needed else None
-        grad_bias = torch.zeros_like(bias_V) if needed and bias_V is not None else None
+        # a frozen head, as under an adapter, is spared the third product
+        grad_weight = (torch.empty_like if len(hidden_TD) else torch.zeros_like)(weight_VD) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] and bias_V is not None else None
         rows = max(1, CHUNK_ELEMENTS // len(weight_VD))
         for at in range(0, len(hidden_TD), rows):
             chunk = slice(at, at + rows)
@@ -57,11 +58,13 @@ class _Reduce(torch.autograd.Function):
             with torch.set_grad_enabled(needed):
                 part, losses_T[chunk] = head.weighted(token_loss, logits, weights_T[chunk], *(c[chunk] for c in columns_T))
             total += part.detach()
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 (grad_logits,) = torch.autograd.grad(part, logits)
                 torch.mm(grad_logits, weight, out=grad_hidden[chunk])
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0)
+                if grad_weight is None:
+                    continue
                 if at == 0:
                     grad_weight.copy_(grad_logits.T @ hidden_TD[chunk])
                 elif grad_weight.dtype == hidden_TD.dtype:
@@ -76,8 +79,8 @@ class _Reduce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        bias = None if grad_bias is None else grad_bias * grads[0]
-        return (grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], bias, *[None] * (3 + ctx.columns))
+        weight, bias = (None if grad is None else grad * grads[0] for grad in (grad_weight, grad_bias))
+        return (grad_hidden * grads[0].to(grad_hidden.dtype), weight, bias, *[None] * (3 + ctx.columns))
 
 
 class Head(nn.Module):

@@ -97,6 +97,6 @@ class LatentAttention(Attention):
 
     def _up(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """``kv_up`` by heads: to plain keys ``[H, P, C]`` and to values ``[H, V, C]``."""
-        both_HEC = self.kv_up.weight.to(dtype).unflatten(0, (self.heads, -1))
+        both_HEC = self.kv_up.matrix(dtype).unflatten(0, (self.heads, -1))
         to_keys, to_values = both_HEC.split((self.latent.plain, self.latent.value), dim=1)
         return to_keys, to_values

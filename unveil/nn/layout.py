@@ -38,6 +38,25 @@ class Bidirectional:
         return near <= self.window if self.window else near >= 0
 
 
+@dataclass(frozen=True, eq=False)
+class Annealed:
+    """On the way from causal to bidirectional: what came before, and what comes after where an edge to it is open (DiffuLLaMA; Gong et al.
+    2024, section 3.2).
+
+    ``open_PP`` says for the query at row i and the key at column j of every P x P tile whether the edge is open; it repeats beyond P
+    tokens, so that no mask grows with a sequence. As a tensor it is data: another pattern needs no other graph.
+    """
+
+    open_PP: Tensor
+
+    def allows(self, q: Tensor, k: Tensor) -> Tensor:
+        period = len(self.open_PP)
+        return (q >= k) | self.open_PP[q % period, k % period]
+
+    def to(self, device: torch.device | str) -> Annealed:
+        return Annealed(self.open_PP.to(device))
+
+
 @dataclass(frozen=True)
 class BlockCausal:
     """Its own block of ``block`` tokens, whole, and every block before it (Arriola et al. 2025)."""

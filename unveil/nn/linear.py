@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,19 @@ class Linear(nn.Module):
         if sum(self.muon_slices) != fan_out:
             raise ValueError(f"slices {self.muon_slices} do not add up to {fan_out} rows")
         self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
+        self.low: Callable[[Tensor, Tensor], Tensor] | None = None
+        """Takes the place of the product in training, in fewer bits (``nn.fp8.linear``)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """``[..., fan_out]``, or only the outputs of ``rows``."""
+        return self._times(x, self.weight if rows is None else self.weight[rows])
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """What ``x`` is multiplied with, ``[fan_out, fan_in]``, for arithmetic that is not ``forward``'s."""
+        return self.weight.to(dtype)
+
+    def _times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.low is not None and self.training:
+            y = self.low(x, weight)
+            return y if bias is None else y + bias.to(x.dtype)
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -92,8 +92,7 @@ class SelfAttention(Attention):
 
     def keys_and_values(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
         rows = slice(self.heads * self.head_width, None)
-        bias = self.qkv.bias[rows].to(x_TD.dtype) if isinstance(self.qkv, Affine) else None
-        k_TGE, v_TGE = F.linear(x_TD, self.qkv.weight[rows].to(x_TD.dtype), bias).unflatten(-1, (-1, self.head_width)).chunk(2, dim=1)
+        k_TGE, v_TGE = self.qkv(x_TD, rows).unflatten(-1, (-1, self.head_width)).chunk(2, dim=1)
         return rotate(k_TGE if self.k_norm is None else self.k_norm(k_TGE), by), v_TGE
 
     def merge(self, attended_THE: Tensor) -> Tensor:

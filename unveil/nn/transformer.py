@@ -175,12 +175,13 @@ class Transformer(nn.Module):
             return x_TD
         return x_TD.index_select(0, torch.arange(len(x_TD), device=x_TD.device) - (batch.positions_T > 0).long())
 
-    def forward(self, batch: Packed, time: Tensor | None = None) -> Tensor:
+    def forward(self, batch: Packed, time: Tensor | None = None, layout: Layout | None = None) -> Tensor:
         """Hidden states ``[T, D]``, normed, ready for ``head``.
 
         Args:
             time: the noise level, one per sequence ``[N]`` or per token ``[T]``, for a network with ``config.time_conditioning``; 0 if
                 not given. Others take no notice of it.
+            layout: for this pass, in place of the network's own.
         """
         x_TD, by = self._enter(batch.tokens_T, batch.positions_T)
         told = self._hear(time, batch)
@@ -188,7 +189,7 @@ class Transformer(nn.Module):
             for ragged in (x_TD, *by, batch.cu_seqlens):
                 torch._dynamo.maybe_mark_dynamic(ragged, 0)
         for block in self.blocks:
-            x_TD = block(x_TD, by, batch.cu_seqlens, batch.max_seqlen, self.layout, told)
+            x_TD = block(x_TD, by, batch.cu_seqlens, batch.max_seqlen, layout or self.layout, told)
         return self._shifted(self._leave(x_TD, told), batch)
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:

@@ -6,12 +6,10 @@ The same command again goes on: what is finished stays, what was interrupted is 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from unveil import recipe as recipes
 from unveil.config import TextRecipe
 from unveil.errors import UserError
 from unveil.scaling.configure import Choice, for_budget
+from unveil.scaling.engine import ENGINES, Engine
 from unveil.scaling.laws import Law
 from unveil.training.interrupt import Interrupt
 
@@ -91,12 +90,14 @@ def run(
     train: Train,
     seconds: Callable[[Choice], float],
     announce: Callable[[str], None] = print,
+    engine: str = "local",
 ) -> None:
-    """Train what is not finished, ``workers`` processes at a time, the longest-lasting budgets last.
+    """Train what is not finished, ``workers`` runs at a time, the longest-lasting budgets last.
 
     Args:
         train: ``unveil.run.train``.
         seconds: what a run is expected to take; corrected by what the finished ones took.
+        engine: of ``scaling.engine.ENGINES``.
 
     Raises:
         UserError: a run failed, or its process died. The others are finished first; the same command goes on.
@@ -107,20 +108,19 @@ def run(
     failed: dict[str, str] = {}
     queue, began, done_seconds = list(todo), time.monotonic(), 0.0
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
-    with Interrupt() as interrupt, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker) as pool:
-        running: dict[Future[None], str] = {}
+    with Interrupt() as interrupt, ENGINES[engine](workers) as pool:
+        running: dict[Future[UserError | None], str] = {}
         while queue or running:
-            while queue and len(running) < workers:  # none waits inside the pool, where an interrupt would not find it
+            while queue and len(running) < workers:  # none waits inside the engine, where an interrupt would not find it
                 name = queue.pop(0)
                 running[pool.submit(_one, train, _threaded(choices[name].recipe, threads), out / name)] = name
             over, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             if interrupt.requested:
-                for process in multiprocessing.active_children():
-                    process.terminate()
+                pool.interrupt()
                 raise KeyboardInterrupt
             for future in over:
                 name = running.pop(future)
-                problem = _problem(future)
+                problem = _problem(future, pool)
                 failed |= {name: problem} if problem else {}
                 done_seconds += expected[name]
                 left = (time.monotonic() - began) * (sum(expected.values()) / done_seconds - 1)
@@ -150,24 +150,21 @@ def described(choices: dict[str, Choice], out: Path, seconds: Callable[[Choice],
         )
 
 
-def _begin_worker() -> None:
-    """Ctrl-C in a terminal goes to the sweep alone, which hands it on once."""
-    os.setpgrp()
+def _one(train: Train, recipe: TextRecipe, directory: Path) -> UserError | None:
+    """What went wrong that a person can mend: an engine may wrap what is raised."""
+    try:
+        train(recipe, directory, resume=True, console=False)
+    except UserError as error:
+        return error
+    return None
 
 
-def _one(train: Train, recipe: TextRecipe, directory: Path) -> None:
-    train(recipe, directory, resume=True, console=False)
-
-
-def _problem(future: Future[None]) -> str:
+def _problem(future: Future[UserError | None], engine: Engine) -> str:
     """What went wrong, in words; empty where nothing did."""
     try:
-        future.result()
-    except BrokenProcessPool:
+        return str(future.result() or "")
+    except engine.died:
         raise UserError("sweep", "a worker died (killed, or out of memory)", "the same command again goes on from what was saved") from None
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 def _threaded(recipe: TextRecipe, threads: int) -> TextRecipe:

@@ -23,7 +23,7 @@ def warm(decay: float) -> Callable[[int], float] | None:
 
 
 class Average:
-    """The average ``a <- d a + (1 - d) w`` of every parameter (Polyak and Juditsky 1992).
+    """The average ``a <- d a + (1 - d) w`` of every parameter that is trained (Polyak and Juditsky 1992).
 
     Args:
         model: its parameters are followed; they keep their storage.
@@ -32,7 +32,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: Callable[[int], float] | None) -> None:
         self.decay, self.updates = decay, 0
-        self._live = dict(model.named_parameters()) if decay else {}
+        self._live = {name: p for name, p in model.named_parameters() if p.requires_grad} if decay else {}
         self._mean = {name: p.detach().clone() for name, p in self._live.items()}
 
     @torch.no_grad()

@@ -24,11 +24,16 @@ def write(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
 
     ``config`` is what ``read_config`` will give back: JSON-able, for a text model ``vocabulary`` (the number of tokens) among its keys.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
     partial = folder / f".{WEIGHTS}.partial"
     save_file({name: tensor.cpu().contiguous() for name, tensor in weights(model).items()}, partial, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2) + "\n")
     os.replace(partial, folder / WEIGHTS)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """``config`` with the format version, for what lies beside it in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps({"format_version": FORMAT_VERSION, **config}, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unveil.config import Recipe
 from unveil.errors import UserError
-from unveil.family import Family, Noise
+from unveil.family import Family, Noise, Staged
 from unveil.training import budget, checkpoint, determinism, lr, precision
 from unveil.training.allocator import keep_freed_memory
 from unveil.training.compiler import drop_torn_libraries
@@ -26,7 +26,7 @@ from unveil.training.parallel import World
 from unveil.training.power import PowerAverages
 from unveil.training.progress import Bar
 from unveil.training.update import Update
-from unveil.training.weights import assign, weights
+from unveil.training.weights import assign, trained
 
 Value = TypeVar("Value", int, float)
 
@@ -144,6 +144,8 @@ class Trainer:
         chosen = loaded[1]["chosen"] if loaded else None
         self.dtype = getattr(torch, chosen["dtype"]) if chosen else self._probed_dtype()
         precision.apply(self.model, self.dtype)
+        if self._config.fp8:
+            precision.train_in_fp8(self.model)
         fast = torch.bfloat16 if self.dtype == torch.bfloat16 or self.device.type == "cuda" else torch.float32
         self.optimizer = Optimizer(self.model, self.recipe.optimizer, fast)
         self._update = Update(self.family, self.model, self.optimizer, self._guard, self._window, self.recipe, self.world)
@@ -196,6 +198,8 @@ class Trainer:
         self._flops = self._flops or budget.flops(self.model, micro[0][0])
         self._unit = micro[0][0].unit
         multiplier = lr.multiplier(self.recipe.schedule, self.step, self.steps)
+        if isinstance(self.family, Staged):
+            self.family.progress(self.step, self.steps)
         self.tokens += self._update(micro, self.step, self.tokens, multiplier)
         self._average.update()
         self._averages.update()
@@ -268,7 +272,7 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a run consists of: tensors (not copies), and what JSON holds."""
-        parts = {"model": weights(self.model), "optimizer": self.optimizer.state_dict(), "average": self._average.state_dict()}
+        parts = {"model": trained(self.model), "optimizer": self.optimizer.state_dict(), "average": self._average.state_dict()}
         parts["averages"] = self._averages.state_dict()
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
         host = {
@@ -290,7 +294,7 @@ class Trainer:
         for full, tensor in tensors.items():
             part, _, name = full.partition(".")
             parts[part][name] = tensor
-        assign(parts["model"], weights(self.model), f"checkpoint of step {host['step']}")
+        assign(parts["model"], trained(self.model), f"checkpoint of step {host['step']}")
         self.optimizer.load_state_dict(parts["optimizer"])
         self._average.load_state_dict(parts["average"], host["updates"])
         self._averages.load_state_dict(parts["averages"], host["updates"])

@@ -12,9 +12,10 @@ def multiplier(schedule: ScheduleConfig, step: int, steps: int) -> float:
 
     All kinds rise linearly over the first ``warmup`` share and are never 0 in it. ``cosine`` (Loshchilov and Hutter 2017, eq. 5) then
     falls to ``final``, reached in the last step; ``wsd`` (warm-up, stable, decay; MiniCPM 2024) stays at 1 and falls linearly to
-    ``final`` over the last ``decay`` share; ``constant`` stays at 1.
+    ``final`` over the last ``decay`` share; ``multi-step`` falls at each of its n stages by the n-th root of ``final`` (DeepSeek LLM 2024,
+    section 2.3: to 31.6 and 10 %), so that training can go on from before the first of them; ``constant`` stays at 1.
     """
-    warm = round(schedule.warmup * steps)
+    warm = schedule.warmup_steps or round(schedule.warmup * steps)
     if step < warm:
         return (step + 1) / (warm + 1)
     last = max(steps - 1, 1)
@@ -24,6 +25,9 @@ def multiplier(schedule: ScheduleConfig, step: int, steps: int) -> float:
     if schedule.kind == "wsd":
         decay = max(round(schedule.decay * steps), 1)
         return 1 - (1 - schedule.final) * _share(step - (last - decay), decay)
+    if schedule.kind == "multi-step" and schedule.stages:
+        passed = sum(step >= round(stage * steps) for stage in schedule.stages)
+        return float(schedule.final ** (passed / len(schedule.stages)))
     return 1.0
 
 

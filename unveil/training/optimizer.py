@@ -95,7 +95,7 @@ def _slices(model: nn.Module) -> Iterator[_Slice]:
     for path, module in model.named_modules():
         weight = getattr(module, "weight", None)
         outer = isinstance(module, nn.Embedding) or path.rpartition(".")[2] in ("head", "lm_head")
-        if outer or not isinstance(weight, nn.Parameter) or weight.dim() not in (2, 3):
+        if outer or not isinstance(weight, nn.Parameter) or weight.dim() not in (2, 3) or not weight.requires_grad:
             continue
         rows = getattr(module, "muon_slices", (weight.shape[-2],))
         starts = [sum(rows[:i]) for i in range(len(rows))]

@@ -9,6 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from unveil.errors import UserError
+from unveil.nn import fp8
+from unveil.nn.linear import Linear
+
 _SWEEP = ((512, 512, 512), (1024, 1024, 1024), (2048, 512, 2048), (2048, 2048, 2048))
 """(m, n, k). The peak lies at different shapes on different machines."""
 _PATIENCE = 0.15
@@ -64,3 +68,16 @@ def apply(model: nn.Module, dtype: torch.dtype) -> None:
         model.double()
     if hasattr(model, "compute_dtype"):
         setattr(model, "compute_dtype", dtype)  # noqa: B010  (nn.Module types its attributes as tensors)
+
+
+def train_in_fp8(model: nn.Module) -> None:
+    """Let the matrices of the blocks of ``model`` be multiplied in FP8 in training (DeepSeek-V3, section 3.3). What the paper keeps in
+    higher precision stays: embedding, head, norms, gates, attention between its projections, master weights, sums.
+
+    Raises UserError for a network without such matrices.
+    """
+    found = [(n, m) for n, m in getattr(model, "blocks", nn.Module()).named_modules() if isinstance(m, Linear)]
+    if not found:
+        raise UserError("training.fp8", "is for transformers of text, this is another network", "leave it out")
+    for name, module in found:
+        module.low = fp8.linear_after_attention if name.endswith("attention.out") else fp8.linear

@@ -20,6 +20,12 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """``weights`` without the parameters that are frozen."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in weights(model).items() if name not in frozen}
+
+
 def check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> None:
     """Raise a UserError that names the first weight of ``source`` that is missing, left over or of another shape."""
     remedy = "it belongs to a different network: use the recipe it was trained with"

@@ -12,7 +12,9 @@ from unveil.verbs.shared import Overrides, no_settings
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a model of images as a folder that diffusers reads, or such a folder as one of ours; one of text as transformers reads."""
+    """Write a model of images as a folder that diffusers reads, or such a folder as one of ours; one of text as transformers reads.
+
+    An adapter is merged into its base."""
 
     source: Positional[str]
     """A run directory, a folder with an exported model, or a folder of diffusers."""

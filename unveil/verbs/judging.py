@@ -9,11 +9,11 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from unveil.errors import UserError
-from unveil.verbs.shared import OfRun, Overrides, no_settings, numbers, sampler_settings, table
+from unveil.verbs.shared import OfModel, Overrides, no_settings, numbers, sampler_settings, table
 
 
 @dataclass(frozen=True)
-class Evaluate(OfRun):
+class Evaluate(OfModel):
     """Score a run: held-out text in bits per byte, images by their distance to real ones, streams by mean average precision."""
 
     split: Literal["validation", "test"] = "validation"
@@ -56,14 +56,13 @@ class Evaluate(OfRun):
 
         from unveil.families import EXACT
         from unveil.image_run import ImageRun
-        from unveil.run import load
         from unveil.stream_run import StreamRun
 
         if self.tasks:
             self._tasks(overrides)
             return
         no_settings(overrides, "evaluate")
-        run = load(self.path)
+        run = self.loaded()
         if isinstance(run, ImageRun):
             self._images(run)
             return
@@ -87,10 +86,9 @@ class Evaluate(OfRun):
         import json
 
         from unveil import tasks
-        from unveil.run import load
         from unveil.text_run import TextRun
 
-        run = load(self.path)
+        run = self.loaded()
         if not isinstance(run, TextRun):
             raise UserError("--tasks", "is for text, this is another kind of run", "leave it out")
         run = run.with_sampler(**sampler_settings(overrides))

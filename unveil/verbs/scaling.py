@@ -96,7 +96,9 @@ class SweepScale:
     law: str = "deepseek"
     """deepseek, chinchilla, or law.json of `unveil scaling fit` (several with commas between them)."""
     workers: int = 1
-    """Processes at a time."""
+    """Runs at a time."""
+    engine: Literal["local", "ray"] = "local"
+    """Processes of this machine, or a Ray cluster: RAY_ADDRESS, or one that is started here."""
     dry: bool = False
     """Show what would run and stop."""
 
@@ -126,7 +128,7 @@ class SweepScale:
         if self.dry:
             return
         sweep.claim(self.grid, choices, out)
-        sweep.run(choices, out, self.workers, train, seconds, lambda line: print(line, flush=True))
+        sweep.run(choices, out, self.workers, train, seconds, lambda line: print(line, flush=True), self.engine)
         print(f"\nNext:\n  unveil scaling fit {out}")
 
 

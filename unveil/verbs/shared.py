@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -34,6 +34,19 @@ class WithRecipe:
 class OfRun:
     path: Positional[str]
     """A run directory, or a folder with an exported model: ours, or a pipeline of diffusers."""
+
+
+@dataclass(frozen=True)
+class OfModel(OfRun):
+    weights: Literal["full", "int8", "nf4"] | None = None
+    """Of text: hold the matrices of the blocks in 8 bits, or in 4-bit normal floats. As the model was trained if not given."""
+    adapter: str = ""
+    """Of text: the run directory of an adapter, or a folder of peft's, to put on the model."""
+
+    def loaded(self) -> Any:
+        from unveil.run import load
+
+        return load(self.path, self.weights, self.adapter or None)
 
 
 def sampler_settings(overrides: Overrides) -> dict[str, str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from unveil.errors import UserError
-from unveil.verbs.shared import OfRun, Overrides, memory_answered, numbers, sampler_settings
+from unveil.verbs.shared import OfModel, Overrides, memory_answered, numbers, sampler_settings
 
 
 @dataclass(frozen=True)
-class Sample(OfRun):
+class Sample(OfModel):
     """Uncover text or images. How: --sampler.steps 32 --sampler.temperature 0.7, or --sampler.kind heun --sampler.steps 18."""
 
     prompt: str | None = None
@@ -41,10 +41,9 @@ class Sample(OfRun):
     def run(self, overrides: Overrides) -> None:
         settings = sampler_settings(overrides)
         from unveil.image_run import ImageRun
-        from unveil.run import load
         from unveil.watch import printable, watch
 
-        run = load(self.path).with_sampler(**settings)
+        run = self.loaded().with_sampler(**settings)
         if run.recipe.family == "streams":
             raise UserError(self.path, "is a run on streams, which are followed, not sampled", f"write `unveil stream {self.path}`")
         if isinstance(run, ImageRun):
@@ -101,7 +100,7 @@ class Sample(OfRun):
 
 
 @dataclass(frozen=True)
-class Chat(OfRun):
+class Chat(OfModel):
     """Talk with a model, in its own chat template where it has one. An empty line ends."""
 
     seed: int = 0
@@ -109,10 +108,9 @@ class Chat(OfRun):
     def run(self, overrides: Overrides) -> None:
         settings = sampler_settings(overrides)
         from unveil.chat import talk
-        from unveil.run import load
         from unveil.text_run import TextRun
 
-        run = load(self.path).with_sampler(**settings)
+        run = self.loaded().with_sampler(**settings)
         if not isinstance(run, TextRun):
             raise UserError(self.path, "is no run of text, it does not talk", "give one of text")
         talk(run, self.seed)
