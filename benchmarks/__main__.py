@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import sys
@@ -28,7 +29,7 @@ NAMES = (
     "block_diffusion_training",
     "streaming",
 )
-"""Each a module with ``rows() -> list[Row]``."""
+"""Each a module with ``rows() -> list[Row]``. One with ``arguments(parser)`` gets what was given, and tells more in ``details(given)``."""
 
 
 def report(run: Callable[[], Sequence[Row]]) -> dict[str, Any]:
@@ -60,9 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    module = importlib.import_module(f"benchmarks.{parser.parse_known_args(arguments)[0].name}")
+    own = hasattr(module, "arguments")
+    if own:
+        module.arguments(parser)
     given = parser.parse_args(arguments)
     try:
-        result = report(importlib.import_module(f"benchmarks.{given.name}").rows)
+        result = report(functools.partial(module.rows, given) if own else module.rows)
+        result |= {"details": module.details(given)} if own else {}
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2

@@ -1,98 +1,125 @@
 """New tokens per second of diffusion decoding: what windows that commit by confidence, caches and blocks are worth.
 
-On trained runs where the environment names them, ``UNVEIL_RUNS="masked=DIR,block=DIR,autoregressive=DIR"`` of one tokenizer: then each row
-tells the quality beside the speed, in nats per token under the autoregressive run as the judge and as unigram entropy. Else on random
+On trained runs with ``--runs FOLDER`` (``masked``, ``block``, ``autoregressive``, ``judge``; missing ones are trained on ``--data FILE``):
+then a table beside the rows tells speed and quality of many settings, over ``--texts`` openings, and ``--plot`` draws them. Else on random
 weights of the benchmarks' one size, whose confidence says nothing: there the number of tokens that a step commits is assumed.
 """
 
 from __future__ import annotations
 
-import os
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import setting
+from benchmarks import decoding_quality, dllm, setting
+from benchmarks.decoding_runs import NEW, OPENING, Runs, gathered
 from benchmarks.llada import generate
-from benchmarks.measure import Block, Row, compare
+from benchmarks.measure import Block, Row, compare, say
 from unveil.config import MaskedSamplerConfig, NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.discrete.allowed import Model
-from unveil.discrete.cached import Cached, Kept
-from unveil.discrete.canvas import Canvas
 from unveil.discrete.denoiser import Subs
 from unveil.discrete.sampler import MaskedSampler
 from unveil.environment import device
-from unveil.errors import UserError
 from unveil.family import Request
 from unveil.nn.layout import Bidirectional, BlockCausal
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
 from unveil.text.vocabulary import Vocabulary
-from unveil.training import precision
 
-NEW, PROMPT, WINDOW, BLOCK = 256, 32, 32, 8
+WINDOW, BLOCK = 32, 8
 ASSUMED = 4
 """Tokens a step of random weights commits: LLaDA-8B commits 3 to 5 at a threshold of 0.9 (Fast-dLLM, section 4)."""
 UNIT = "new tokens/s"
-KINDS = ("masked", "block", "autoregressive")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--runs", type=Path, help="folder of trained runs")
+    parser.add_argument("--data", default="", help="text to train what is missing there on")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, each run")
+    parser.add_argument("--texts", type=int, default=2000, help="openings that quality is measured on")
+    parser.add_argument("--threshold", type=float, default=0.9, help="of the rows on trained runs")
+    parser.add_argument("--plot", type=Path, help="draw quality against speed into this PNG or SVG")
+    parser.add_argument("--eager", action="store_true", help="compile neither side")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that is timed."""
+    """A network that is timed, and the openings it goes on from."""
 
     network: Any
     vocabulary: Vocabulary
+    openings: Sequence[Tensor]
     block: int = 0
-    trained: bool = False
+    threshold: float | None = None
+    """Of a trained network; random weights commit ``ASSUMED`` tokens a step."""
+
+    def commits(self, new: int) -> dict[str, Any]:
+        if self.threshold is None:
+            return {"steps": new // ASSUMED}
+        return {"commit": "threshold", "threshold": self.threshold}
+
+    @property
+    def told(self) -> str:
+        return f"; random weights, {ASSUMED} tokens a step assumed" if self.threshold is None else f"; threshold {self.threshold:g}"
 
 
-def rows() -> list[Row]:
-    runs = given()
-    judge = runs.get("autoregressive")
-    masked = runs.get("masked") or subject(setting.MODEL, setting.VOCABULARY)
-    blocks = runs.get("block") or subject(setting.MODEL, setting.VOCABULARY, BLOCK)
-    found = [dual_threshold(masked, batch, judge) for batch in (1, 8)]
-    found += [exact_block_cache(blocks, batch, judge) for batch in (1, 8)]
-    return [*found, against_autoregressive(blocks, judge)]
+def rows(given: Namespace | None = None) -> list[Row]:
+    return _rows(given, None if given is None or given.runs is None else _runs(given))
 
 
-def given() -> dict[str, Subject]:
-    """The runs that the environment names. Raises UserError."""
-    from unveil.run import load
-    from unveil.text_run import TextRun
-
-    found = {}
-    for part in filter(None, os.environ.get("UNVEIL_RUNS", "").split(",")):
-        kind, _, path = part.partition("=")
-        if kind not in KINDS or not path:
-            raise UserError("UNVEIL_RUNS", f"got {part!r}", f"write KIND=DIR, KIND one of {', '.join(KINDS)}")
-        run = load(path)
-        if not isinstance(run, TextRun):
-            raise UserError("UNVEIL_RUNS", f"{path} is no run of text", "name one")
-        network = run.model.to(device()).eval()
-        precision.apply(network, precision.compute_dtype("auto", device()))
-        layout = getattr(network, "layout", None)
-        found[kind] = Subject(network, run.tokenizer.vocabulary, layout.block if isinstance(layout, BlockCausal) else 0, True)
-    return found
+def details(given: Namespace) -> Any:
+    """Speed beside quality, of many settings; None on random weights."""
+    if given.runs is None:
+        return None
+    found = decoding_quality.points(_runs(given), decoding_quality.settings(), given.texts)
+    for kind in ("masked", "block"):
+        best = decoding_quality.fastest(found, kind)
+        say(f"fastest that keeps the quality, {kind}: {'none' if best is None else best.name}")
+    if given.plot is not None:
+        decoding_quality.plot(found, given.plot)
+    return [asdict(point) for point in found]
 
 
-def subject(model: TransformerConfig, size: int, block: int = 0) -> Subject:
+def _runs(given: Namespace) -> Runs:
+    return gathered(given.runs, given.data, given.minutes, given.texts)
+
+
+def _rows(given: Namespace | None, runs: Runs | None) -> list[Row]:
+    compiled = given is None or not given.eager
+    if runs is None:
+        full, blocks = (random(setting.MODEL, setting.VOCABULARY, block) for block in (0, BLOCK))
+        causal = setting.build(setting.MODEL, setting.VOCABULARY).eval()
+        causal.compute_dtype = torch.float32
+    else:
+        full, blocks, causal = trained(runs, "masked", given), trained(runs, "block", given), runs.by_kind["autoregressive"].model
+    found = [dual_threshold(full, batch) for batch in (1, 8)]
+    if compiled:
+        for network in (blocks.network, causal):
+            network.compile_decoding()
+    found += [exact_block_cache(blocks, batch) for batch in (1, 8)]
+    return [*found, against_autoregressive(blocks, causal)]
+
+
+def random(model: TransformerConfig, size: int, block: int = 0, prompt: int = OPENING) -> Subject:
+    """In float32, in which small batches are read fastest on a CPU: weights are not cast at each use."""
     torch.manual_seed(0)
     network = Transformer(model, size, BlockCausal(block) if block else Bidirectional()).to(device()).eval()
-    precision.apply(network, precision.compute_dtype("auto", device()))
-    return Subject(network, setting.vocabulary(size), block)
-
-
-def prompts(vocabulary: Vocabulary, batch: int, length: int = PROMPT) -> list[Tensor]:
-    random = torch.Generator().manual_seed(0)
+    vocabulary, draw = setting.vocabulary(size), torch.Generator().manual_seed(0)
     start = torch.tensor([vocabulary.start])
-    return [torch.cat([start, torch.randint(0, vocabulary.size - 6, (length - 1,), generator=random)]) for _ in range(batch)]
+    openings = [torch.cat([start, torch.randint(0, size - 6, (prompt - 1,), generator=draw)]) for _ in range(8)]
+    return Subject(network, vocabulary, openings, block)
+
+
+def trained(runs: Runs, kind: str, given: Any) -> Subject:
+    network: Any = runs.by_kind[kind].model
+    block = network.layout.block if isinstance(network.layout, BlockCausal) else 0
+    return Subject(network, runs.vocabulary, [torch.from_numpy(text) for text in runs.openings], block, given.threshold)
 
 
 @dataclass(frozen=True)
@@ -101,96 +128,67 @@ class Decode:
 
     subject: Subject
     config: MaskedSamplerConfig
-    texts: Sequence[Tensor]
-    prefilled_anew: bool = False
+    batch: int
 
     def __call__(self) -> Tensor:
-        s = self.subject
+        s, texts = self.subject, self.subject.openings[: self.batch]
         ours = MaskedSampler(Subs.of(s.vocabulary), s.vocabulary.end, self.config, keep=(s.vocabulary.start,), traits=Model(s.block))
-        requests = [Request(text.numpy(), self.config.length, seed) for seed, text in enumerate(self.texts)]
-        state = ours.begin(requests, s.network)
-        if self.prefilled_anew:
-            state.context = Refilled("block", s.block, state.context.rows)
-        last = {}
+        state, last = ours.begin([Request(text.numpy(), self.config.length, seed) for seed, text in enumerate(texts)], s.network), {}
         while state.live:
             last |= {row.request: row for row in ours.step(s.network, state).rows}
-        return torch.stack([torch.from_numpy(last[i].tokens[len(text) :]) for i, text in enumerate(self.texts)])
+        return torch.stack([torch.from_numpy(last[i].tokens[len(text) :]) for i, text in enumerate(texts)])
 
 
-@dataclass
-class Refilled(Cached):
-    """The block cache of dLLM: whatever is finished is read again when a block opens."""
-
-    rows: list[Kept] = field(default_factory=list)
-
-    def _span(self, row: Canvas, kept: Kept) -> tuple[int, int, int, int]:
-        return super()._span(row, kept if kept.window == row.window else Kept(kept.store))
+def _greedy(new: int, **settings: Any) -> MaskedSamplerConfig:
+    return MaskedSamplerConfig(length=new, temperature=0.0, end="forbid", **settings)
 
 
-def parallel(s: Subject, steps: int) -> dict[str, Any]:
-    """The commit rule: by confidence where there is any."""
-    return {"commit": "threshold", "threshold": 0.9} if s.trained else {"steps": steps}
-
-
-def assumed(s: Subject) -> str:
-    return "" if s.trained else f"; random weights, {ASSUMED} tokens a step assumed"
-
-
-def dual_threshold(s: Subject, batch: int, judge: Subject | None, new: int = NEW, window: int = WINDOW, pairs: int = 5) -> Row:
-    """Dual cache and threshold against the sampler that LLaDA publishes: one token a step, the whole canvas read at each."""
-    texts = prompts(s.vocabulary, batch)
-    config = MaskedSamplerConfig(
-        length=new, window=window, cache="dual", temperature=0.0, end="forbid", **parallel(s, max(new // ASSUMED, -(-new // window)))
-    )
-    ours, subs = Decode(s, config, texts), Subs(s.vocabulary.mask, s.vocabulary.specials)
+def dual_threshold(s: Subject, batch: int, new: int = NEW, window: int = WINDOW, pairs: int = 5) -> Row:
+    """Dual cache and threshold against the sampler that LLaDA publishes (one token a step, the whole canvas read at each)."""
+    commits = s.commits(new) if s.threshold is not None else {"steps": max(new // ASSUMED, -(-new // window))}
+    ours = Decode(s, _greedy(new, window=window, cache="dual", **commits), batch)
+    subs, prompt_BP = Subs(s.vocabulary.mask, s.vocabulary.specials), torch.stack(list(s.openings[:batch]))
 
     def logits(x_BL: Tensor) -> Tensor:
         return subs.restrict(s.network.head(s.network(Packed.of(list(x_BL)).to(device())))).view(*x_BL.shape, -1).cpu()
 
     def plain() -> Tensor:
-        return generate(logits, torch.stack(texts), new, new, window, s.vocabulary.mask)[0][:, -new:]
+        return generate(logits, prompt_BP, new, new, window, s.vocabulary.mask)[0][:, -new:]
 
-    return row(f"dual threshold, batch {batch}", ours, plain, "LLaDA's published algorithm" + assumed(s), judge, texts, pairs)
-
-
-def exact_block_cache(s: Subject, batch: int, judge: Subject | None, new: int = NEW, pairs: int = 5) -> Row:
-    """A finished block is read once, against reading all finished blocks again for each new one."""
-    texts = prompts(s.vocabulary, batch)
-    config = MaskedSamplerConfig(length=new, cache="block", temperature=0.0, end="forbid", **parallel(s, new // ASSUMED))
-    ours, theirs = Decode(s, config, texts), Decode(s, config, texts, prefilled_anew=True)
-    told = f"our sampler, finished blocks read again for each of {s.block}" + assumed(s)
-    return row(f"exact block cache, batch {batch}", ours, theirs, told, judge, texts, pairs)
+    return _row(f"dual threshold, batch {batch}", ours, plain, "LLaDA's published algorithm" + s.told, pairs)
 
 
-def against_autoregressive(s: Subject, judge: Subject | None, new: int = NEW, pairs: int = 5) -> Row:
-    """Block diffusion with its cache at batch 1 against our cached autoregression, of the judge or of random weights of the same size."""
-    texts = prompts(s.vocabulary, 1)
-    config = MaskedSamplerConfig(length=new, cache="block", temperature=0.0, end="forbid", **parallel(s, new // ASSUMED))
-    network = judge.network if judge else setting.build(s.network.config, s.vocabulary.size).eval()
-    family = setting.Autoregressive(s.vocabulary, network.config, NextTokenConfig(), NextTokenSamplerConfig(temperature=0.0))
+def exact_block_cache(s: Subject, batch: int, new: int = NEW, pairs: int = 5) -> Row:
+    """A finished block is read once, against reading the whole text again for each block, as dLLM does."""
+    ours = Decode(s, _greedy(new, cache="block", **s.commits(new)), batch)
+    subs, prompt_BP = Subs(s.vocabulary.mask, s.vocabulary.specials), torch.stack(list(s.openings[:batch]))
+    commits = dllm.quota(s.block, -(-s.block // ASSUMED)) if s.threshold is None else dllm.threshold(s.threshold)
+
+    def again() -> Tensor:
+        return dllm.generate(s.network, subs.restrict, prompt_BP, new, s.block, s.vocabulary.mask, commits)[0][:, -new:]
+
+    told = f"dLLM's order of work, the text read again for each block of {s.block}" + s.told
+    return _row(f"exact block cache, batch {batch}", ours, again, told, pairs)
+
+
+def against_autoregressive(s: Subject, causal: Any, new: int = NEW, pairs: int = 5) -> Row:
+    """Block diffusion with its cache at batch 1 against our cached autoregression, of a network of the same size."""
+    ours = Decode(s, _greedy(new, cache="block", **s.commits(new)), 1)
+    family = setting.Autoregressive(s.vocabulary, causal.config, NextTokenConfig(), NextTokenSamplerConfig(temperature=0.0))
 
     def autoregressive() -> Tensor:
-        state = family.begin(network, [Request(texts[0].numpy(), new)])
+        state = family.begin(causal, [Request(s.openings[0].numpy(), new)])
         while state.live:
-            snapshot = family.step(network, state)
-        return torch.from_numpy(snapshot.rows[0].tokens[len(texts[0]) :].copy())[None]
+            snapshot = family.step(causal, state)
+        return torch.from_numpy(snapshot.rows[0].tokens[len(s.openings[0]) :].copy())[None]
 
-    told = "our cached autoregression" + assumed(s)
-    return row(f"block {s.block} against autoregressive, batch 1", Decode(s, config, texts), autoregressive, told, judge, texts, pairs)
+    return _row(f"block {s.block} against autoregressive, batch 1", ours, autoregressive, "our cached autoregression" + s.told, pairs)
 
 
-def row(
-    name: str,
-    ours: Callable[[], Tensor],
-    theirs: Callable[[], Tensor],
-    told: str,
-    judge: Subject | None,
-    texts: Sequence[Tensor],
-    pairs: int,
-) -> Row:
-    if judge is not None:
-        told += f"; ours {quality(ours(), texts, judge)}, theirs {quality(theirs(), texts, judge)}"
-    return compare(name, timed(ours), timed(theirs), peer_name=told, unit=UNIT, floor=None, warmup=1, pairs=pairs)
+def _row(name: str, ours: Callable[[], Tensor], theirs: Callable[[], Tensor], told: str, pairs: int) -> Row:
+    row = compare(name, timed(ours), timed(theirs), peer_name=told, unit=UNIT, floor=None, warmup=1, pairs=pairs)
+    say(f"{name}: {row.ours:,.0f} against {row.peer:,.0f} tokens/s, {row.ratio:.2f} ({row.spread:.2f})")
+    return row
 
 
 def timed(work: Callable[[], Tensor]) -> Block:
@@ -202,15 +200,3 @@ def timed(work: Callable[[], Tensor]) -> Block:
         return made / (time.perf_counter() - start)
 
     return block
-
-
-def quality(new_BN: Tensor, texts: Sequence[Tensor], judge: Subject) -> str:
-    """Nats per new token under the judge, and the entropy of the tokens' own frequencies, by which repetition shows."""
-    family = setting.Autoregressive(judge.vocabulary, judge.network.config, NextTokenConfig(), NextTokenSamplerConfig())
-    batch = Packed.of([torch.cat([text, new]) for text, new in zip(texts, new_BN, strict=True)])
-    counted_T = torch.cat([torch.arange(len(text) + len(new)) >= len(text) for text, new in zip(texts, new_BN, strict=True)])
-    value_N, _ = family.log_likelihood(judge.network, batch.to(device()), 1, 0, counted_T.to(device()))
-    frequency = np.bincount(new_BN.flatten().numpy()) / new_BN.numel()
-    frequency = frequency[frequency > 0]
-    entropy = float(-(frequency * np.log(frequency)).sum())
-    return f"{-float(value_N.sum()) / new_BN.numel():.3f} nats a token at entropy {entropy:.2f}"

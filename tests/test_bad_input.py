@@ -285,8 +285,21 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         ("objective.end_padding", "5000", "data.context"),
     ),
     "time for a network that nobody tells": (
-        lambda p: ["train", "llada-python", "--model.time-conditioning", "true"],
-        ("model.time_conditioning", "'masked'", "set it to false"),
+        lambda p: ["train", "bd3-shakespeare", "--model.time-conditioning", "true"],
+        ("model.time_conditioning", "'block'", "set it to false"),
+    ),
+    "cache of a network that is told the noise": (
+        lambda p: [
+            "train",
+            "tiny",
+            "--data",
+            str(p.text),
+            "--model.time-conditioning",
+            "true",
+            "--sampler.cache=dual",
+            "--sampler.window=8",
+        ],
+        ("sampler.cache", "'dual'", "told the noise level", "--sampler.cache none"),
     ),
     "attention window with blocks": (
         lambda p: ["train", "bd3-shakespeare", "--model.window", "8"],

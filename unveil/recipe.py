@@ -210,7 +210,7 @@ def _check_discrete(recipe: DiscreteRecipe) -> None:
     objective, model, context = recipe.objective, recipe.model, recipe.data.context
     if objective.end_padding > context:
         raise UserError("objective.end_padding", f"{objective.end_padding} is more than data.context = {context}", "lower it")
-    if model.time_conditioning and not isinstance(objective, ScoreConfig):
+    if model.time_conditioning and isinstance(objective, BlockConfig):
         raise UserError("model.time_conditioning", f"nothing tells it the time with objective.kind '{objective.kind}'", "set it to false")
     if isinstance(objective, BlockConfig) and model.window:
         raise UserError("model.window", f"{model.window} with blocks, which see all before them", "set it to 0")

@@ -13,7 +13,6 @@ from unveil.discrete.kinds import AbsorbScore, Masked, UniformScore, kind_of, st
 from unveil.discrete.likelihood import bound
 from unveil.discrete.process import Absorbing, LogLinear, sigma
 from unveil.discrete.reader import Reader
-from unveil.errors import UserError
 from unveil.nn.head import LogitsModel
 from unveil.nn.packed import Packed
 
@@ -131,8 +130,3 @@ def test_states_are_the_data_and_the_end(vocabulary):
     assert states(vocabulary) == (0, 1, 2, vocabulary.end)
     assert isinstance(kind_of(vocabulary, MODEL, ScoreConfig()), AbsorbScore)
     assert isinstance(kind_of(vocabulary, MODEL, ScoreConfig(chain="uniform")), UniformScore)
-
-
-def test_a_told_network_is_not_sampled_by_rules_that_do_not_tell_it(vocabulary):
-    with pytest.raises(UserError, match=r"sampler\.commit: got 'quota': this network wants to know the noise level"):
-        Discrete(vocabulary, TOLD, ScoreConfig(), MaskedSamplerConfig())

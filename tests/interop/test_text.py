@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,10 +18,12 @@ from torch.nn import functional as F
 
 from unveil.config import AutoregressiveRecipe, DiscreteRecipe, TextDataConfig, TokenizerConfig, TransformerConfig
 from unveil.data.tokenizer import Tokenizer
+from unveil.families import family
+from unveil.family import Request
 from unveil.interop import told
 from unveil.interop.state import imported
 from unveil.interop.tensors import WEIGHTS
-from unveil.interop.text import kind_of, network, read, write
+from unveil.interop.text import Foreign, kind_of, network, read, write
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
@@ -248,6 +252,34 @@ def test_mdlm_and_bd3lm_are_their_twin(kind: str, tmp_path: Path) -> None:
     assert write(tmp_path / "ours", found.recipe, found.tokenizer, found.model) == kind
     back = load_file(tmp_path / "ours" / WEIGHTS)
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_an_mdlm_that_is_told_the_noise_is_told_it_when_sampled(tmp_path: Path) -> None:
+    state = told_state("backbone.")
+    found = read(told_folder(tmp_path, {"model_type": "mdlm", **DIT, "time_conditioning": True}, state))
+    heard = sampled_levels(found, length=4, order="confidence")
+    shares = torch.tensor([4 / 4, 3 / 4, 2 / 4, 1 / 4], dtype=torch.float64)
+    expected = (-torch.log1p(-shares)).clamp_max(-math.log(1e-3))  # of time 1, where e^-sigma is 0.001
+    torch.testing.assert_close(torch.tensor(heard, dtype=torch.float64), expected, rtol=1e-5, atol=0)
+
+
+def sampled_levels(found: Foreign, **settings: object) -> list[float]:
+    """What the network heard while a text was uncovered."""
+    recipe = dataclasses.replace(found.recipe, sampler=dataclasses.replace(found.recipe.sampler, stop=(), **settings))  # type: ignore[arg-type]
+    kind, heard = family(recipe, found.tokenizer.vocabulary), list[float]()
+    found.model.level.register_forward_hook(lambda module, inputs, _: heard.extend(inputs[0].unique().tolist()))  # type: ignore[union-attr]
+    state = kind.begin(found.model, [Request(np.array([found.tokenizer.vocabulary.start]), recipe.sampler.length, 0)])
+    while state.live:
+        kind.step(found.model, state)  # type: ignore[arg-type]
+    return heard
+
+
+def test_a_sedd_folder_is_sampled_by_analytic_steps(tmp_path: Path) -> None:
+    state = told_state("")
+    found = read(told_folder(tmp_path / "sedd", SEDD, state))
+    heard = sampled_levels(found, length=5, steps=3)
+    times = torch.tensor([1.0, 2 / 3, 1 / 3], dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(heard, dtype=torch.float64), -torch.log1p(-0.999 * times), rtol=1e-5, atol=0)
 
 
 SEDD = {"tokens": V - 1, "graph": {"type": "absorb"}, "noise": {"type": "loglinear"}, "ngpus": 8}

@@ -23,6 +23,8 @@ class Model(NamedTuple):
     """Noise turns tokens into other tokens, not into masks."""
     score: bool = False
     """It predicts ratios of probabilities (SEDD)."""
+    told: bool = False
+    """It is told the noise level."""
 
 
 class Rule(NamedTuple):
@@ -90,6 +92,12 @@ RULES = (
         lambda c, m: c.cache != "none" and c.context > 0,
         "a sliding context moves the positions that a cache has stored",
         "take --sampler.cache none, or leave --sampler.context out",
+    ),
+    Rule(
+        "sampler.cache",
+        lambda c, m: c.cache != "none" and m.told,
+        "the network is told the noise level, so keys and values of an earlier step are of another level",
+        "take --sampler.cache none",
     ),
     Rule(
         "sampler.cache",

@@ -5,23 +5,23 @@ sees every other (Fast-dLLM; Wu et al. 2025, arXiv 2505.22618, section 3.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unveil.discrete.canvas import Canvas
 from unveil.discrete.context import Array, Reading
-from unveil.nn.partial import Part, new_store, read
+from unveil.nn.kv_cache import KVCache
+from unveil.nn.partial import Span, new_store, read
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Of one row: its keys and values, the window they were refreshed for, and how many of the first tokens are finished for good."""
+    """Of one row: its slot in the store, the window it was refreshed for, and how many of the first tokens are finished for good."""
 
-    store: Tensor | None = None
+    slot: int
     window: int = -1
     finished: int = 0
 
@@ -32,29 +32,36 @@ class Cached:
 
     ``prefix`` and ``dual`` read the whole row when a window opens; then what precedes the window, or all around it, is taken as it was.
     ``block`` reads the finished blocks once, the last of them together with the first pass over the next, and they stay as they are:
-    nothing that comes later can be seen from them. A selected context goes on where this one was, which is spent by it.
+    nothing that comes later can be seen from them. A step copies nothing, nor does ``select``: a selected context goes on in the store of
+    this one, which is spent by it. ``join`` copies.
     """
 
     kind: Literal["prefix", "dual", "block"]
-    block: int = 0
-    rows: list[Kept] = field(default_factory=list)
+    block: int
+    rows: list[Kept]
+    store: KVCache
+
+    @staticmethod
+    def of(kind: Literal["prefix", "dual", "block"], block: int, model: Any, lengths: Sequence[int]) -> Cached:
+        """For rows of these lengths, none of them read."""
+        return Cached(kind, block, [Kept(slot) for slot in range(len(lengths))], new_store(model, len(lengths), max(lengths, default=0)))
 
     def read(self, model: Any, rows: Sequence[Canvas], places: Sequence[Array]) -> Reading:
-        asked = [i for i, at in enumerate(places) if len(at)]
-        parts = []
-        for i in asked:
-            row, kept = rows[i], self.rows[i]
-            store = new_store(model, len(row.tokens)) if kept.store is None else kept.store
-            start, end, seen, finished = self._span(row, kept)
-            self.rows[i] = Kept(store, row.window, finished)
-            parts.append(Part(torch.from_numpy(row.tokens[start:end]), start, seen, store))
-        ends = np.cumsum([0] + [len(part.tokens) for part in parts])
-        index_M = np.concatenate([places[i] - part.start + at for i, part, at in zip(asked, parts, ends, strict=False)])
-        hidden_TD = read(model, parts)
+        spans, tokens, index, at = [], [], [], 0
         computed, reused = [0] * len(rows), [0] * len(rows)
-        for i, part in zip(asked, parts, strict=True):
-            computed[i], reused[i] = len(part.tokens), part.seen - len(part.tokens)
-        return Reading(hidden_TD.index_select(0, torch.from_numpy(index_M).to(hidden_TD.device)), computed, reused)
+        for i, (row, asked) in enumerate(zip(rows, places, strict=True)):
+            if not len(asked):
+                continue
+            start, end, seen, finished = self._span(row, self.rows[i])
+            spans.append(Span(self.rows[i].slot, start, end - start, seen))
+            tokens.append(row.tokens[start:end])
+            index.append(asked + (at - start))
+            at += end - start
+            computed[i], reused[i] = end - start, seen - (end - start)
+            self.rows[i] = Kept(self.rows[i].slot, row.window, finished)
+        hidden_TD = read(model, spans, torch.from_numpy(np.concatenate(tokens)), self.store)
+        index_M = torch.from_numpy(np.concatenate(index)).to(hidden_TD.device)
+        return Reading(hidden_TD.index_select(0, index_M), computed, reused)
 
     def _span(self, row: Canvas, kept: Kept) -> tuple[int, int, int, int]:
         """What is read, from where to where, how far it sees, and how much of the row is finished when it is read."""
@@ -69,4 +76,6 @@ class Cached:
         return replace(self, rows=[self.rows[row] for row in rows])
 
     def join(self, other: Cached) -> Cached:
-        return replace(self, rows=self.rows + other.rows)
+        stores = [each.store.select([kept.slot for kept in each.rows]) for each in (self, other)]
+        rows = [replace(kept, slot=slot) for slot, kept in enumerate(self.rows + other.rows)]
+        return replace(self, rows=rows, store=stores[0].join(stores[1]))

@@ -5,7 +5,7 @@ B rows, M places asked about in all rows together, D width. A context is kept ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -47,10 +47,12 @@ class Whole:
 
     block: of the network's layout; what stands behind the open block cannot be seen and is not read.
     limit: tokens read at once, 0 for all: those up to the end of the open window and what follows it, if there is room.
+    level: the noise level of a row of which these tokens are read, for a network that is told it.
     """
 
     block: int = 0
     limit: int = 0
+    level: Callable[[Canvas, Array], float] | None = None
 
     def read(self, model: Any, rows: Sequence[Canvas], places: Sequence[Array]) -> Reading:
         views = [self.view(row) for row in rows]
@@ -59,11 +61,16 @@ class Whole:
         starts = np.cumsum([0] + [len(s) for s in sequences])
         index_M = np.concatenate([places[i] - views[i].start + start for i, start in zip(asked, starts, strict=False)])
         batch = Packed.of(sequences).to(device(model))
-        hidden_MD = model(batch).index_select(0, torch.from_numpy(index_M).to(batch.tokens_T.device))
+        told = () if self.level is None else (self._levels([rows[i] for i in asked], sequences).to(batch.tokens_T.device),)
+        hidden_MD = model(batch, *told).index_select(0, torch.from_numpy(index_M).to(batch.tokens_T.device))
         computed = [0] * len(rows)
         for i, sequence in zip(asked, sequences, strict=True):
             computed[i] = len(sequence)
         return Reading(hidden_MD, computed, [0] * len(rows))
+
+    def _levels(self, rows: Sequence[Canvas], sequences: Sequence[Tensor]) -> Tensor:
+        assert self.level is not None
+        return torch.tensor([self.level(row, tokens.numpy()) for row, tokens in zip(rows, sequences, strict=True)])
 
     def view(self, row: Canvas) -> slice:
         """The tokens that are read."""

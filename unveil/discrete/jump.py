@@ -20,6 +20,7 @@ from unveil.data.noise import generator
 from unveil.discrete.allowed import Model, check
 from unveil.discrete.canvas import Canvas, MaskedState
 from unveil.discrete.context import Whole
+from unveil.discrete.level import MOST
 from unveil.discrete.process import Schedule, sigma
 from unveil.discrete.window import windows
 from unveil.errors import UserError
@@ -30,8 +31,6 @@ from unveil.text.proposals import inverse_cdf
 Array = np.ndarray[Any, Any]
 LogScores = Callable[[Any, Packed, Tensor], Tensor]
 """``(model, batch, sigma_N) -> log s [T, V]``, minus infinity for tokens that are not of the chain."""
-MOST = 20.0
-"""Total noise at time 1, where a schedule has more: e^-20 of the text is left."""
 
 
 @dataclass(frozen=True)

@@ -99,15 +99,16 @@ class Masked(Kind):
             low, high = self.schedule.mask_rate(torch.tensor(self.times, dtype=torch.float64)).tolist()
             trained, self.times = LogUniform(low, high), (0.0, 1.0)
         self.process, self.denoiser = Absorbing(trained, vocabulary.mask, self.keep), Subs.of(vocabulary)
-        self.objective = MaskedObjective(self.process, self.denoiser, config.weight, config.normalisation)
+        self.read = Reader(told=model.time_conditioning)
+        self.objective = MaskedObjective(self.process, self.denoiser, config.weight, config.normalisation, self.read)
 
     def bound(
         self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T, given_T=given_T)
+        return bound(model, batch, self.process, self.denoiser, draws, seed, counted_T, given_T=given_T, read=self.read)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> MaskedSampler:
-        return MaskedSampler(self.denoiser, self.vocabulary.end, config, stop, self.keep, self.schedule)
+        return MaskedSampler(self.denoiser, self.vocabulary.end, config, stop, self.keep, self.schedule, Model(told=self.read.told))
 
 
 class Block(Kind):
@@ -206,11 +207,7 @@ class AbsorbScore(Kind):
         if config.commit in JUMPS:
             chain = Chain(torch.tensor(states(self.vocabulary)), self.vocabulary.mask)
             return ScoreSampler(_log_scores(self.read, self.ratio), chain, self.process.schedule, self.vocabulary.mask, config)
-        if self.read.told:
-            raise UserError(
-                "sampler.commit", f"got '{config.commit}': this network wants to know the noise level", "take tweedie or tau-leaping"
-            )
-        schedule, traits = self.process.schedule, Model(score=True)
+        schedule, traits = self.process.schedule, Model(score=True, told=self.read.told)
         return MaskedSampler(self.ratio, self.vocabulary.end, config, stop, self.keep, schedule, traits)
 
 

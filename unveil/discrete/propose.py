@@ -6,6 +6,7 @@ M places, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -25,17 +26,21 @@ def propose(logits_MV: Tensor, config: MaskedSamplerConfig, uniforms_M: Array, c
         uniforms_M: float64 in [0, 1); not looked at with temperature 0.
         counts: places of each row; they sum to M.
     """
-    kept_MV = tempered(logits_MV, config)
-    at_random = config.temperature > 0
-    tokens_M = inverse_cdf(kept_MV, torch.from_numpy(uniforms_M).to(logits_MV.device)) if at_random else logits_MV.argmax(-1)
+    if config.temperature > 0:
+        tokens_M = inverse_cdf(tempered(logits_MV, config), torch.from_numpy(uniforms_M).to(logits_MV.device))
+        chosen_M = logits_MV.gather(-1, tokens_M[:, None]).squeeze(-1)
+    else:
+        chosen_M, tokens_M = logits_MV.max(-1)
     # untempered, and in float64: rounding makes ties, and ties change the order
-    log_MV = logits_MV - logits_MV.logsumexp(-1, keepdim=True)
-    confidence_M = log_MV.gather(-1, tokens_M[:, None]).squeeze(-1).exp()
-    entropy_M = margin_M = torch.zeros_like(confidence_M)
+    total_M = logits_MV.logsumexp(-1)
+    confidence = (chosen_M - total_M).exp().cpu().numpy()
+    entropy = margin = np.zeros_like(confidence)
     if "entropy" in config.order or "entropy" in config.commit:
-        entropy_M = -torch.where(log_MV.isfinite(), log_MV.exp() * log_MV, 0.0).sum(-1)
+        log_MV = logits_MV - total_M[:, None]
+        entropy = -torch.where(log_MV.isfinite(), log_MV.exp() * log_MV, 0.0).sum(-1).cpu().numpy()
     if config.order == "margin":
-        best_M2 = log_MV.topk(min(2, log_MV.shape[-1]), -1).values.exp()
-        margin_M = best_M2[:, 0] - best_M2[:, -1]
-    columns = [np.split(x.cpu().numpy(), np.cumsum(counts)[:-1]) for x in (tokens_M, confidence_M, confidence_M, entropy_M, margin_M)]
-    return [Proposals(*row) for row in zip(*columns, strict=True)]
+        best_M2 = (logits_MV.topk(min(2, logits_MV.shape[-1]), -1).values - total_M[:, None]).exp()
+        margin = (best_M2[:, 0] - best_M2[:, -1]).cpu().numpy()
+    columns = (tokens_M.cpu().numpy(), confidence, confidence, entropy, margin)
+    ends = list(accumulate(counts, initial=0))
+    return [Proposals(*(column[a:b] for column in columns)) for a, b in pairwise(ends)]

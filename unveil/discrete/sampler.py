@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from torch import Tensor
 from unveil.config import MaskedSamplerConfig
 from unveil.data.noise import generator
 from unveil.discrete.allowed import Model, check, check_cache
-from unveil.discrete.cached import Cached, Kept
+from unveil.discrete.cached import Cached
 from unveil.discrete.canvas import Canvas, MaskedState
 from unveil.discrete.commit import chosen, revealed
 from unveil.discrete.context import Context, Reading, Whole
 from unveil.discrete.denoiser import Subs
 from unveil.discrete.guidance import guided, unconditional
+from unveil.discrete.level import Level
 from unveil.discrete.order import ORDERS, Proposals, first, waiting
 from unveil.discrete.process import Linear, Schedule
 from unveil.discrete.propose import propose
@@ -34,10 +36,11 @@ from unveil.discrete.remask import doubted, rates
 from unveil.discrete.window import windows
 from unveil.errors import UserError
 from unveil.family import Request, Snapshot
-from unveil.text.proposals import forbid
 
 Array = np.ndarray[Any, Any]
 LINEAR, FULL = Linear(), Model()
+SILENT = generator(0, 0, 0, "nobody draws from this")
+"""In the place of a row's random numbers, where its settings ask for none: making them takes longer than all else a row needs."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,13 @@ class MaskedSampler:
         """
         check_cache(self.config, model)
         rows = [self._canvas(i, request) for i, request in enumerate(requests)]
-        return MaskedState(rows, len(rows), self._context(len(rows)))
+        return MaskedState(rows, len(rows), self._context(rows, model))
 
-    def _context(self, rows: int) -> Context:
+    def _context(self, rows: Sequence[Canvas], model: Any) -> Context:
         if self.config.cache == "none":
-            return Whole(self.traits.block, self.config.context)
-        return Cached(self.config.cache, self.traits.block, [Kept()] * rows)
+            level = Level(self.schedule, self.config.commit, self.denoiser.mask, self.keep) if self.traits.told else None
+            return Whole(self.traits.block, self.config.context, level)
+        return Cached.of(self.config.cache, self.traits.block, model, [len(row.tokens) for row in rows])
 
     def _canvas(self, index: int, request: Request) -> Canvas:
         given = np.asarray(request.tokens, dtype=np.int64)
@@ -117,16 +121,27 @@ class MaskedSampler:
         """Every row moves on by one step; rows that are done leave the state."""
         if not state.rows:
             return Snapshot(state.step, [])
-        noise = [generator(row.seed, row.step, 0, "sampler") for row in state.rows]
+        drawn = self._drawn
+        noise = [generator(row.seed, row.step, 0, "sampler") if drawn else SILENT for row in state.rows]
         asks = [self._ask(row, rng) for row, rng in zip(state.rows, noise, strict=True)]
         read, proposals = self._proposals(model, state, asks, noise)
-        moved = [self._move(*each) for each in zip(state.rows, asks, proposals, noise, strict=True)]
-        moved = [self._counted(*each) for each in zip(moved, read.computed_B, read.reused_B, strict=True)]
+        costs = zip(read.computed_B, read.reused_B, strict=True)
+        moved = [self._move(*each) for each in zip(state.rows, asks, proposals, noise, costs, strict=True)]
         state.step += 1
         kept = [i for i, row in enumerate(moved) if not row.final]
         state.context = state.context if len(kept) == len(moved) else state.context.select(kept)
         state.rows = [moved[i] for i in kept]
         return Snapshot(state.step, [row.row() for row in moved])
+
+    @cached_property
+    def _drawn(self) -> bool:
+        config = self.config
+        return config.temperature > 0 or config.order == "random" or config.remask == "remdm"  # the blind rules want a random order
+
+    @cached_property
+    def _allowed(self) -> Subs:
+        forbidden = (self.end,) if self.config.end == "forbid" else ()
+        return replace(self.denoiser, never=(*self.denoiser.never, *forbidden))
 
     def _ask(self, row: Canvas, rng: np.random.Generator) -> Ask:
         """Where the row's choice is random the network is asked about what will be committed, and where that is nothing, not at all."""
@@ -158,11 +173,9 @@ class MaskedSampler:
         if not any(counts):
             return Reading(torch.empty(0), nothing, nothing), [Proposals(*[np.zeros(0)] * 5) for _ in counts]
         read, logits_MV = self._logits(model, state, [ask.at for ask in asks])
-        logits_MV = self.denoiser.restrict(logits_MV.double())
-        if self.config.end == "forbid":
-            logits_MV = forbid(logits_MV, torch.tensor([self.end], device=logits_MV.device))
-        drawn = self.config.temperature > 0
-        uniforms_M = np.concatenate([rng.random(n) for rng, n in zip(noise, counts, strict=True)]) if drawn else np.zeros(0)
+        logits_MV = self._allowed.restrict(logits_MV.double())
+        at_random = self.config.temperature > 0
+        uniforms_M = np.concatenate([rng.random(n) for rng, n in zip(noise, counts, strict=True)]) if at_random else np.zeros(0)
         proposals = propose(logits_MV, self.config, uniforms_M, counts)
         return read, [p.last(p.tokens_M == self.end) for p in proposals] if self.config.end == "last" else proposals
 
@@ -181,8 +194,8 @@ class MaskedSampler:
         computed = [a + b for a, b in zip(both.computed_B[: len(rows)], both.computed_B[len(rows) :], strict=True)]
         return Reading(both.hidden_MD, computed, [0] * len(rows)), guided(conditional_MV, unconditional_MV, strength)
 
-    def _move(self, row: Canvas, ask: Ask, p: Proposals, rng: np.random.Generator) -> Canvas:
-        """The row with what this step commits and covers again."""
+    def _move(self, row: Canvas, ask: Ask, p: Proposals, rng: np.random.Generator, cost: tuple[int, int]) -> Canvas:
+        """The row with what this step commits and covers again; ``cost`` is the tokens computed and reused."""
         config, chosen_M = self.config, np.arange(len(ask.at))
         if not ask.take:
             score_M = ORDERS[config.order](p) if ask.score is None else waiting(ask.score, p)
@@ -190,7 +203,10 @@ class MaskedSampler:
         at = ask.at[chosen_M]
         tokens, committed_at, confidence = row.tokens.copy(), row.committed_at.copy(), row.confidence.copy()
         tokens[at], committed_at[at], confidence[at] = p.tokens_M[chosen_M], row.step + 1, p.probability_M[chosen_M]
-        now = replace(row, tokens=tokens, committed_at=committed_at, confidence=confidence, step=row.step + 1, inside=row.inside + 1)
+        counts: dict[str, Any] = {"step": row.step + 1, "inside": row.inside + 1}
+        counts["evaluations"] = row.evaluations + ((2 if config.guidance else 1) if cost[0] else 0)
+        counts |= {"computed": row.computed + cost[0], "reused": row.reused + cost[1]}
+        now = replace(row, tokens=tokens, committed_at=committed_at, confidence=confidence, **counts)
         now = self._covered(row, now, rng)
         over = now.inside >= row.windows.steps[row.window] if config.remask == "remdm" else not len(now.open_M)
         return self._stopped(row, replace(now, window=row.window + 1, inside=0) if over else now)
@@ -213,13 +229,11 @@ class MaskedSampler:
         returned[at] = True
         return replace(_cover(now, at, self.denoiser.mask), returned=returned)
 
-    def _counted(self, row: Canvas, computed: int, reused: int) -> Canvas:
-        passes = (2 if self.config.guidance else 1) if computed else 0
-        return replace(row, evaluations=row.evaluations + passes, computed=row.computed + computed, reused=row.reused + reused)
-
     def _stopped(self, before: Canvas, now: Canvas) -> Canvas:
         """The row, marked as stopped where its text without a gap grew over a stop string, or where a window before the last is done and
         holds an end token: what follows it is never shown."""
+        if self.stop is None and now.window == before.window:
+            return now
         known, grown = before.without_gap(), now.without_gap()
         fresh = now.tokens[now.fresh :].tolist()
         stopped = self.stop is not None and any(self.stop(fresh[:n]) for n in range(known + 1, grown + 1))

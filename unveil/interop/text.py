@@ -137,8 +137,10 @@ def read(folder: Path, fill: Fill | None = None) -> Foreign:
     given = read_json(folder / CONFIG, _DOWNLOAD)
     kind = kind_of(given, source)
     built, names, context = network(given, source)
-    if built.config.time_conditioning and kind != SCORE:
-        raise UserError(source, "the network is told the noise level, which no sampler here tells it", "take one without time conditioning")
+    if built.config.time_conditioning and isinstance(built.layout, BlockCausal):
+        raise UserError(
+            source, "its blocks are told the noise level, which no sampler here tells them", "take one without time conditioning"
+        )
     size = len(built.embedding.weight)
     masked = kind not in AUTOREGRESSIVE and not (kind == SCORE and told.uniform(given))
     tokenizer = tokens.read(folder, given, size, masked=masked, last=kind in TOLD, opens=kind not in UNOPENED)
@@ -200,7 +202,7 @@ def _recipe(folder: Path, kind: str, given: Mapping[str, Any], built: Transforme
     if kind in AUTOREGRESSIVE:
         spoken = NextTokenSamplerConfig(length=length, stop=stop)
         return recipes.checked(AutoregressiveRecipe(data=data, model=built.config, objective=NextTokenConfig(fim_rate=0.0), sampler=spoken))
-    objective: MaskedConfig | BlockConfig | ScoreConfig = MaskedConfig()
+    objective: MaskedConfig | BlockConfig | ScoreConfig = MaskedConfig(schedule="log-linear" if kind == "mdlm" else "linear")
     chosen: dict[str, Any] = {"order": "random"} if kind in ("mdlm", "bd3lm") else {"temperature": 0.0}
     if isinstance(built.layout, BlockCausal):
         objective = BlockConfig(block=built.layout.block)

@@ -22,6 +22,7 @@ from unveil.nn.modulation import Level, Tell, Told, modulated
 from unveil.nn.moe import Experts
 from unveil.nn.norm import LayerNorm, RMSNorm
 from unveil.nn.packed import Packed
+from unveil.nn.partial import through
 from unveil.nn.rotary import Rotation, rotation
 from unveil.nn.self_attention import SelfAttention, Slots, head_width
 
@@ -124,6 +125,7 @@ class Transformer(nn.Module):
         self.compute_dtype = torch.get_default_dtype()
         self._compiled = False
         self._compiled_decode: Callable[..., Tensor] | None = None
+        self._compiled_part: Callable[..., Tensor] | None = None
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.norm = _norm(config)
@@ -246,7 +248,8 @@ class Transformer(nn.Module):
         return self._leave(x_BD, told)
 
     def compile_decoding(self, backend: str = "inductor") -> None:
-        """Compile a decoding step as a whole. It takes some tens of seconds, so it pays for a server or a long run of samples.
+        """Compile a step of decoding as a whole: a token for each row, or parts of rows (``nn.partial``), in a few forms for all lengths.
+        Each takes some tens of seconds, so it pays for a server or a long run of samples.
 
         The matrices are laid out anew, input rows first: products with few rows read them faster so on a CPU. Values do not change.
         """
@@ -254,6 +257,7 @@ class Transformer(nn.Module):
             if isinstance(module, Linear):
                 module.weight.data = module.weight.data.T.contiguous().T
         self._compiled_decode = torch.compile(self._decode, backend=backend)
+        self._compiled_part = torch.compile(through, backend=backend, dynamic=True)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""
