@@ -26,6 +26,7 @@ NAMES = (
     "solver_overhead",
     "unet_training",
     "diffusion_decoding",
+    "speculative_decoding",
     "block_diffusion_training",
     "streaming",
 )

@@ -183,6 +183,19 @@ def text_encoder(p: Place, tokenizer: bool) -> str:
     return str(p.folder / "bert")
 
 
+def spoken(p: Place, *rows: str, more: tuple[str, ...] = ()) -> list[str]:
+    """Fine-tune on such rows."""
+    return ["train", "llada-sft", "--data", p.write("chats.jsonl", "\n".join(rows)), "--run-dir", str(p.folder / "new"), *more]
+
+
+def begun(p: Place, kind: str, *more: str, recipe: str = "llada-sft") -> list[str]:
+    """Fine-tune a published model."""
+    from tests.interop.test_text import published
+
+    published(kind, p.folder / kind)
+    return ["train", recipe, "--training.initial", str(p.folder / kind), "--run-dir", str(p.folder / "new"), *more]
+
+
 def taught(p: Place, teacher: Path) -> list[str]:
     """Reflow from a teacher that does not do."""
     return ["train", "rf-digits-reflow", "--objective.teacher", str(teacher), "--run-dir", str(p.folder / "student")]

@@ -20,6 +20,7 @@ from tests.mistakes import (
     Place,
     answered,
     autoencoder,
+    begun,
     drawn,
     encoded,
     flipped,
@@ -30,6 +31,7 @@ from tests.mistakes import (
     photos,
     said,
     shard,
+    spoken,
     taught,
     text_encoder,
     their_weights,
@@ -42,6 +44,8 @@ from tests.mistakes import (
 )
 from unveil import cli
 from unveil.training import checkpoint
+
+GOOD = '{"prompt": "Hi", "response": "Ho"}'
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,26 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "prompt that leaves too little room": (
         lambda p: ["sample", str(p.ar), "--prompt", "x" * (CONTEXT - 5)],
         ("prompt", "8 new", "--sampler.length 4"),
+    ),
+    "drafts of a run that cannot draft": (
+        lambda p: ["sample", str(p.ar), "--sampler.speculate", "2"],
+        ("sampler.speculate", "2 with model.mtp.depths = 0", "--model.mtp.depths 1"),
+    ),
+    "more drafts than depths": (
+        lambda p: ["train", "mtp-python", "--sampler.speculate", "3"],
+        ("sampler.speculate", "3 is above model.mtp.depths = 1", "at most 1"),
+    ),
+    "predictions beyond the context": (
+        lambda p: ["train", "mtp-python", "--model.mtp.depths", "255"],
+        ("model.mtp.depths", "255", "data.context = 256", "at most 254"),
+    ),
+    "a negative weight of predictions ahead": (
+        lambda p: ["train", "mtp-python", "--objective.mtp-weight", "-0.3"],
+        ("objective.mtp_weight", "-0.3", "at least 0"),
+    ),
+    "predictions ahead in any order": (
+        lambda p: ["train", "llada-python", "--model.mtp.depths", "1"],
+        ("model.mtp.depths", "1 in a model that uncovers tokens in any order", "set it to 0"),
     ),
     "infill of no tokens": (lambda p: ["sample", str(p.run), "--infill", "a<mask:0>b"], ("infill", "<mask:0>", "at least one")),
     "fewer steps than windows": (
@@ -405,6 +429,50 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: ["train", "edm-digits", "--training.fp8", "true"],
         ("training.fp8", "another network", "leave it out"),
     ),
+    "chat row without roles": (
+        lambda p: spoken(p, GOOD, '{"messages": [{"content": "Hi"}]}'),
+        ("chats.jsonl:2: messages[0]", "no role", "give each"),
+    ),
+    "chat row without an answer": (
+        lambda p: spoken(p, '{"messages": [{"role": "user", "content": "Hi"}]}'),
+        ("chats.jsonl:1: messages", "no assistant turn", "add the answer"),
+    ),
+    "chat row with an empty answer": (
+        lambda p: spoken(p, GOOD, GOOD, '{"prompt": "Hi", "response": " "}'),
+        ("chats.jsonl:3: messages[1].content", "empty", "write the answer"),
+    ),
+    "chat row that is none": (lambda p: spoken(p, '{"text": "Hi"}'), ("chats.jsonl:1: messages", "missing", "text", "write")),
+    "chat row of a strange role": (
+        lambda p: spoken(p, GOOD, '{"messages": [{"role": "usr", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}'),
+        ("chats.jsonl:2: messages[0].role", "'usr'", "did you mean 'user'"),
+    ),
+    "chats in an empty file": (lambda p: spoken(p), ("data.sources", "chats.jsonl", "empty", "give")),
+    "chats that are longer than the context": (
+        lambda p: spoken(p, GOOD, GOOD, more=("--data.context", "8", "--objective.end-padding", "0", "--data.validation", "0")),
+        ("data.context", "8 tokens hold none", "raise it"),
+    ),
+    "chats that are no JSONL": (lambda p: ["train", "ar-sft", "--data", str(p.text)], ("--data", "no JSONL", "NAME.jsonl")),
+    "chats cut at random": (
+        lambda p: spoken(p, GOOD, more=("--objective.random-length", "0.1")),
+        ("objective.random_length", "0.1", "set it to 0"),
+    ),
+    "chats rearranged": (lambda p: ["train", "ar-sft", "--objective.fim-rate", "0.1"], ("objective.fim_rate", "0.1", "set it to 0")),
+    "tails of chats": (lambda p: ["train", "ar-sft", "--data.split", "tail"], ("data.split", "'tail'", "take 'document'")),
+    "chat template that is not there": (lambda p: ["train", "ar-sft", "--data.template", "no"], ("data.template", "no folder", "name")),
+    "initial folder of another block size": (
+        lambda p: begun(p, "sdar", "--objective.kind", "block", "--objective.block", "8", "--objective.random-length", "0"),
+        ("objective.block", "is 8", "blocks of 4", "take --objective.block 4"),
+    ),
+    "initial folder of blocks for whole texts": (
+        lambda p: begun(p, "sdar"),
+        ("objective.kind", "'masked'", "blocks of 4", "take --objective.kind block --objective.block 4"),
+    ),
+    "initial folder of masks for a chain without": (
+        lambda p: begun(p, "llada", "--objective.kind", "score", "--objective.chain", "uniform", "--objective.random-length", "0"),
+        ("objective.chain", "'uniform'", "take 'absorb'"),
+    ),
+    "initial folder that sees ahead": (lambda p: begun(p, "llada", recipe="ar-sft"), ("family", "'autoregressive'", "llada-sft")),
+    "initial folder without a mask": (lambda p: begun(p, "llama"), ("training.initial", "no mask token", "masked model")),
     "widths of no such averages": (lambda p: ["train", "tiny", "--training.ema-widths", "[0.5]"], ("training.ema_widths", "0.5")),
     "no seeds": (lambda p: ["evaluate", str(p.images), "--seeds", "0"], ("--seeds", "0", "1 or more")),
     "more memory than there is": (lambda p: ["plan", "tiny", "--memory", "1M"], ("--memory", "1 MiB", "model.width")),

@@ -16,6 +16,7 @@ from unveil.config import GaussianRecipe, TextRecipe
 from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
 from unveil.interop.folder import read_json
+from unveil.nn import mtp
 from unveil.report.evidence import Evidence
 from unveil.text_run import TextRun, trained_here
 
@@ -63,7 +64,7 @@ def of_text(run: TextRun, name: str, kind: str) -> str:
         "print(tokenizer.decode(model.generate(**tokens, do_sample=True, max_new_tokens=100)[0]))",
     ]
     code = "\nWith transformers alone:\n\n```python\n" + "\n".join(lines) + "\n```\n" if spoken else ""
-    size = f"{run.parameters():,} parameters over {run.tokenizer.vocabulary.size:,} tokens"
+    size = f"{run.parameters() - mtp.parameters(run.model):,} parameters over {run.tokenizer.vocabulary.size:,} tokens"
     about = f"""A language model that writes {how}: a transformer of {size}, with a context of
 {context:,}, in the layout of `{kind}`."""
     limits = (

@@ -7,6 +7,7 @@ from itertools import count
 
 from unveil.errors import UserError
 from unveil.text.chat import ChatTemplate, Message, chat_template
+from unveil.text.conversation import forget
 from unveil.text_run import TextRun
 from unveil.watch import printable
 
@@ -37,10 +38,9 @@ def reply(run: TextRun, template: ChatTemplate, messages: list[Message], seed: i
         if room >= min(MINIMUM, sampler.length):
             *_, last = run.sample(prompt, seed=seed, stop=(*template.stop, *sampler.stop), length=min(sampler.length, room))
             return str(last.completion).strip()
-        turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        if len(turns) < 2:
+        if (left := forget(messages)) is None:
             raise UserError("message", f"leaves {max(room, 0)} tokens of a context of {context} for the answer", "shorten it")
-        del messages[turns[0] : turns[1]]
+        messages[:] = left
 
 
 def _asked(ask: Callable[[str], str]) -> str:

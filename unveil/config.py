@@ -26,6 +26,7 @@ from unveil.config_images import MLPConfig as MLPConfig
 from unveil.config_images import PathConfig as PathConfig
 from unveil.config_images import UNetConfig as UNetConfig
 from unveil.config_latent import LatentConfig as LatentConfig
+from unveil.config_latent import MTPConfig as MTPConfig
 from unveil.config_latent import YarnConfig as YarnConfig
 from unveil.config_streams import CausalConfig as CausalConfig
 from unveil.config_streams import OadTRConfig as OadTRConfig
@@ -44,9 +45,11 @@ FORMAT_VERSION = 1
 class SourceConfig:
     """Where documents come from."""
 
-    kind: Literal["python", "text", "jsonl", "parquet", "hub"] = "python"
+    kind: Literal["python", "text", "jsonl", "parquet", "hub", "chat"] = "python"
+    """``chat`` is JSONL of conversations, of which the answers are learned: ``{"messages": [{"role": ..., "content": ...}, ...]}`` or
+    ``{"prompt": ..., "response": ...}``."""
     path: str = ""
-    """A file, a folder or a hub id; not used by ``python``."""
+    """A file, a folder or a hub id; not used by ``python``. Of ``chat`` empty means sums, made here."""
     weight: Positive = 1.0
     """Share of the tokens in a mixture, relative to the other sources."""
     column: str = "text"
@@ -62,6 +65,11 @@ class TokenizerConfig:
     """Size with the special tokens, for ``bpe``."""
     path: str = ""
     """A ``tokenizer.json``, for ``file``."""
+    specials: tuple[int, ...] = ()
+    """Of a ``file`` that belongs to another library's network: its number of tokens and the ids of start, end, mask, prefix, suffix and
+    middle, -1 for one it does not have. Empty: those that are missing are appended."""
+    opens: bool = True
+    """Whether a text begins with the start token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,8 @@ class TextDataConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig(),)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     curation: CurationConfig = field(default_factory=CurationConfig)
+    template: str = ""
+    """Folder of a model whose chat template conversations are written in; empty means that of ``training.initial``, or a plain one."""
     split: Literal["document", "tail"] = "document"
     """How documents are held out: by a hash of the document's name, or the tail of every document's characters."""
     validation: Share = 0.05
@@ -142,12 +152,19 @@ class TransformerConfig:
     latent: LatentConfig = field(default_factory=LatentConfig)
     yarn: YarnConfig = field(default_factory=YarnConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    mtp: MTPConfig = field(default_factory=MTPConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokenConfig:
     fim_rate: Share = 0.1
     """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
+    mtp_weight: NonNegative = 0.3
+    """Of the mean loss of the depths of ``model.mtp``, the next token's being 1; for ``mtp_early`` of the run."""
+    mtp_late_weight: NonNegative = 0.1
+    """After it."""
+    mtp_early: Share = 0.67
+    """Share of the steps with the first weight (DeepSeek-V3: 10 T of 14.8 T tokens)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +177,9 @@ class NextTokenSamplerConfig:
     min_p: Share = 0.0
     repetition_penalty: Positive = 1.0
     stop: tuple[str, ...] = ()
+    speculate: Natural = 0
+    """Tokens that the depths of ``model.mtp`` draft ahead, to be accepted or not in one pass of the trunk; what is written stays the
+    same in law, and word for word at temperature 0. 0 drafts none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +216,7 @@ class ScheduleConfig:
 class TrainingConfig:
     steps: Count = 1000
     initial: str = ""
-    """A run of text whose weights training begins with; network and tokenizer are that run's."""
+    """A run of text, or another library's folder, whose weights training begins with; network, tokenizer and chat template are its."""
     minutes: NonNegative = 0.0
     """If above 0, ``steps`` is set from the measured speed so that training takes about this long."""
     packs: Count = 1

@@ -19,7 +19,8 @@ class NoiseConfig:
     """Share of samples cut to a length drawn from U{1..length} (LLaDA)."""
     end_padding: Natural = 0
     """Lengthen the last piece of each document to this many tokens with end tokens, which are noised and learned as the rest (LLaDA's
-    fine-tuning: so a model of a fixed canvas learns where to stop); 0 does not."""
+    fine-tuning: so a model of a fixed canvas learns where to stop); 0 does not. An answer of a conversation is lengthened to a number of
+    tokens drawn up to this one."""
     anneal: Share = 0.0
     """Share of the steps in which attention goes from causal to bidirectional: edges to later tokens open by chance, ever more of them
     (DiffuLLaMA). 0 sees both sides from the first step; blocks never do."""

@@ -1,9 +1,9 @@
-"""What DeepSeek-V2 and V3 add to attention: a compressed cache, and positions stretched to long contexts."""
+"""What DeepSeek-V2 and V3 add to a transformer: a compressed cache, positions stretched to long contexts, predictions further ahead."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from unveil.ranges import Count, Natural, NonNegative, Positive, Range
 
@@ -40,3 +40,14 @@ class YarnConfig:
     """Rotated values grow by 0.1 mscale ln(factor) + 1, over the same of ``mscale_all``."""
     mscale_all: NonNegative = 0.0
     """With latent attention, scores grow by the square of 0.1 mscale_all ln(factor) + 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTPConfig:
+    """Multi-token prediction (DeepSeek-V3, section 2.2): further blocks that predict the tokens after the next one."""
+
+    depths: Natural = 0
+    """Tokens predicted beyond the next one; each depth is a block, of the trunk's kind, and three norms."""
+    carry: Literal["normed", "raw"] = "normed"
+    """What a depth takes over from the trunk, or from the depth before it: the state behind its final norm, or the one before it. The
+    paper leaves it open; released weights are run with ``normed``."""

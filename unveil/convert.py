@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +14,18 @@ from unveil.config import AdapterConfig
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
 from unveil.interop import diffusers, text
+from unveil.nn import mtp
 from unveil.run import load
+from unveil.text.chat import chat_template
 from unveil.text_run import TextRun
 from unveil.training import final
 
 Form = Literal["unveil", "diffusers", "hf"]
 
 
-def convert(source: str | Path, destination: str | Path, to: Form | None = None) -> Path:
-    """Write the model of ``source`` in the other form (or in the form ``to``); returns the folder, which is made here.
+def convert(source: str | Path, destination: str | Path, to: Form | None = None, say: Callable[[str], object] = lambda line: None) -> Path:
+    """Write the model of ``source`` in the other form (or in the form ``to``); returns the folder, which is made here. ``say`` is told what
+    the other form has no place for and its models do without.
 
     Raises:
         UserError: as ``unveil.load``; the destination exists; the model has that form already, or is what the other form has no
@@ -36,7 +40,7 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None)
     if (to == "diffusers" and theirs) or (to == "unveil" and ours):
         raise UserError("--to", f"'{to}' is the form that {source} has already", "copy it, or leave --to out for the other form")
     if isinstance(run, TextRun):
-        return _write_text(run, destination, to)
+        return _write_text(run, destination, to, say)
     if not isinstance(run, ImageRun) or to == "hf":
         raise UserError("--to", "'hf' is a form for models of text, this is one of images", "leave it out, or take diffusers")
     if theirs:
@@ -47,7 +51,7 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None)
     return destination
 
 
-def _write_text(run: TextRun, folder: Path, to: Form | None) -> Path:
+def _write_text(run: TextRun, folder: Path, to: Form | None, say: Callable[[str], object]) -> Path:
     """An adapter is merged into its base."""
     if to == "diffusers":
         raise UserError("--to", f"'{to}' is a form for models of images, this is one of text", "leave it out, or take hf")
@@ -61,6 +65,9 @@ def _write_text(run: TextRun, folder: Path, to: Form | None) -> Path:
         final.write(folder, run.model, {"vocabulary": run.tokenizer.vocabulary.size, "recipe": recipes.tables(run.recipe)})
         return folder
     kind = text.write(folder, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
+    if count := mtp.parameters(run.model):
+        say(f"model.mtp: its {count:,} parameters are left out, the layout has none; without them nothing drafts")
+    chat_template(run.folder).save(folder)
     cards.write(folder, cards.of_text(run, folder.name, kind))
     return folder
 

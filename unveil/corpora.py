@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,17 @@ from unveil.encoders import Encoders
 def prepared(config: TextDataConfig, workers: int = 0, shown: bool = True) -> Prepared:
     """``data.shards.prepare`` under a progress bar on a terminal; 0 workers are one per core. Raises UserError as it does."""
     with _progress(shown) as progress:
-        return prepare(config, workers or os.cpu_count() or 1, progress)
+        found = prepare(config, workers or os.cpu_count() or 1, progress)
+    if shown and (words := misfits(found, config)):
+        print(f"conversations: {words}", file=sys.stderr)
+    return found
+
+
+def misfits(data: Prepared, config: TextDataConfig) -> str:
+    """How many conversations were too long, in words; nothing where none was."""
+    counts = [(data.shortened, "lost their oldest turns"), (data.dropped, "were left out, their last turn alone is too long")]
+    found = ", ".join(f"{count:,} {what}" for count, what in counts if count)
+    return f"{found} (data.context = {config.context})" if found else ""
 
 
 def prepared_images(config: ImageDataConfig, shown: bool = True, encoders: Encoders | None = None) -> PreparedImages:
@@ -90,6 +101,8 @@ def described(data: Prepared, config: TextDataConfig) -> Iterator[tuple[str, str
         yield "left out", ", ".join(f"{reason}: {count:,}" for reason, count in data.left_out.items())
     if found.near_duplicates:
         yield "near-duplicates", f"{found.near_duplicates:,} documents nearly equal to held-out text, left out of training"
+    if words := misfits(data, config):
+        yield "conversations", words
     if found.skipped:
         yield "binary files", f"{len(found.skipped):,} left out, {found.skipped[0]} among them"
     train = found.splits["train"]

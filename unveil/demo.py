@@ -214,7 +214,7 @@ def _training_text(prepared: Prepared) -> bytes:
 def _held_out_text(recipe: TextRecipe, prepared: Prepared) -> bytes:
     """The bytes that the models were scored on, exactly."""
     batches = held_out(prepared, recipe.data, "validation", recipe.evaluation.tokens)
-    return b"".join(prepared.tokenizer.decode_bytes(batch.tokens_T[content_T].numpy()) for batch, content_T, _ in batches)
+    return b"".join(prepared.tokenizer.decode_bytes(batch.tokens_T[content_T].numpy()) for batch, content_T, *_ in batches)
 
 
 def _holes(prepared: Prepared, context: int) -> list[Gap]:

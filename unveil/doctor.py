@@ -12,6 +12,7 @@ from unveil.environment import device, environment
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
 from unveil.nn.quantised import dense
+from unveil.plan import parameters
 from unveil.run import load
 from unveil.stream_run import StreamRun
 from unveil.text_run import TextRun, trained_here
@@ -52,7 +53,7 @@ def checkpoint(path: str | Path) -> Iterator[tuple[str, str]]:
         held = _name(weight.dtype) if type(weight) in (torch.Tensor, nn.Parameter) else run.recipe.adapter.weights
         yield name, f"{list(weight.shape)} {held}" + ("" if finite else "  NOT FINITE")
     yield "family", run.recipe.family
-    yield "parameters", f"{run.parameters():,}"
+    yield "parameters", parameters(run.model)
     if isinstance(run, TextRun):
         v = run.tokenizer.vocabulary
         yield "vocabulary", f"{v.size:,}"

@@ -83,6 +83,8 @@ class Row:
     """Tokens in those passes."""
     reused: int = 0
     """Tokens that were attended to out of a cache in those passes."""
+    drafts: tuple[tuple[int, int], ...] = ()
+    """Of a sampler that drafts tokens ahead, by how far: those put to the test and, of these, those that stood."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from unveil.environment import device
 from unveil.errors import UserError
 from unveil.families import family, images
 from unveil.gaussian.level import Level
+from unveil.nn import mtp
 from unveil.nn.head import CHUNK_ELEMENTS
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import active
@@ -87,18 +88,19 @@ class Plan:
         """Bytes by part."""
         recipe, width = self.recipe, self.dtype.itemsize
         master = 8 if self.dtype == torch.float64 else 4
-        blocks = ((name, p) for name, p in self.network.named_parameters() if name.startswith("blocks"))
+        blocks = ((name, p) for name, p in self.network.named_parameters() if name.startswith(("blocks", "mtp")))
         matrices = sum(p.numel() for name, p in blocks if p.dim() >= 2 and "router" not in name)
         moments = 2 * self.parameters - (matrices if recipe.optimizer.kind == "muon" else 0)
         vocabulary, model_width = self.network.get_parameter("head.weight").shape
         chunk = min(CHUNK_ELEMENTS, recipe.data.packing_length * vocabulary)
+        heads = 1 + recipe.model.mtp.depths
         return {
             "weights": master * self.parameters,
             "gradients": master * self.parameters,
             "optimizer state": master * moments,
             "averaged weights": master * self.parameters * (bool(recipe.training.ema) + len(recipe.training.ema_widths)),
             "activations": _activations(self.network, recipe),
-            "head": (2 * width + 4) * chunk + master * vocabulary * model_width + width * recipe.data.packing_length * model_width,
+            "head": (2 * width + 4) * chunk + heads * model_width * (master * vocabulary + width * recipe.data.packing_length),
         }
 
     @property
@@ -179,7 +181,7 @@ def plan(recipe: AnyRecipe) -> Plan:
 def described(costs: Plan, limit: int) -> Iterator[tuple[str, str]]:
     """Name and figure, for a table."""
     active = f", {costs.active:,} of them active in a token" if costs.active < costs.parameters else ""
-    yield "parameters", f"{costs.parameters:,}{active}"
+    yield "parameters", f"{parameters(costs.network)}{active}"
     yield f"FLOPs per {costs.unit}", f"{costs.flops_per_token:.3g}, forward and backward"
     for part, count in costs.memory.items():
         if count:
@@ -191,6 +193,12 @@ def described(costs: Plan, limit: int) -> Iterator[tuple[str, str]]:
         "as asked for" if costs.recipe.training.minutes else f"at {UTILISATION:.0%} of the {costs.peak / 1e9:,.0f} GFLOP/s measured here"
     )
     yield "time", f"{time}, {basis}"
+
+
+def parameters(network: nn.Module) -> str:
+    """How many, in words; those that only predict further ahead apart."""
+    count, ahead = sum(p.numel() for p in network.parameters()), mtp.parameters(network)
+    return f"{count:,}" + (f", {ahead:,} of them for multi-token prediction" if ahead else "")
 
 
 def advice(costs: Plan, limit: int) -> str:
@@ -243,7 +251,7 @@ def size(count: float) -> str:
 
 def _vocabulary(config: TokenizerConfig) -> Vocabulary:
     if config.kind == "file":
-        return Tokenizer.load(config.path).vocabulary
+        return Tokenizer.reopen(config.path, config).vocabulary
     size = {"bytes": 256, "characters": CHARACTERS, "bpe": config.vocabulary - len(SPECIALS)}[config.kind] + len(SPECIALS)
     return Vocabulary(size, *range(size - len(SPECIALS), size))
 
@@ -253,7 +261,7 @@ def _activations(network: nn.Module, recipe: TextRecipe) -> int:
     pack, context = recipe.data.packing_length, recipe.data.context
     lengths = [context] * (pack // context) + [pack % context] * (pack % context > 0)
     batch = Packed.of([torch.zeros(n, dtype=torch.int64) for n in lengths]).to("meta")
-    return _kept(network, lambda: network(batch))
+    return _kept(network, lambda: mtp.states_ahead(network, batch) if recipe.model.mtp.depths else network(batch))
 
 
 def _kept(network: nn.Module, forward: Callable[[], Any]) -> int:

@@ -146,10 +146,14 @@ def checked(recipe: R) -> R:
                 raise UserError("objective.sigma_min", f"{low} is not below objective.sigma_max = {high}", "lower it")
             case ScheduleConfig(kind="wsd", warmup=warmup, decay=decay) if warmup + decay > 1:
                 raise UserError("schedule.decay", f"{decay} and schedule.warmup = {warmup} are more than the whole run", "lower them")
+    if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe) and any(s.kind == "chat" for s in recipe.data.sources):
+        _check_conversations(recipe)
     if isinstance(recipe, DiscreteRecipe):
         _check_discrete(recipe)
     if isinstance(recipe, AutoregressiveRecipe | DiscreteRecipe):
         _check_adapter(recipe)
+    if isinstance(recipe, AutoregressiveRecipe):
+        _check_ahead(recipe)
     return recipe
 
 
@@ -172,6 +176,27 @@ def _check_adapter(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
         raise UserError("optimizer.kind", problem, "take adamw for adapters")
     if adapter.weights != "full" and recipe.training.dtype == "float64":
         raise UserError("adapter.weights", f"'{adapter.weights}' with training.dtype 'float64'", "take 'full', or another dtype")
+
+
+def _check_ahead(recipe: AutoregressiveRecipe) -> None:
+    depths, context, drafted = recipe.model.mtp.depths, recipe.data.context, recipe.sampler.speculate
+    if depths > context - 2:
+        problem = f"{depths}, and of data.context = {context} tokens none has so many after the next one"
+        raise UserError("model.mtp.depths", problem, f"take at most {context - 2}")
+    if drafted and not depths:
+        problem = f"{drafted} with model.mtp.depths = 0: nothing drafts"
+        raise UserError("sampler.speculate", problem, "set it to 0, or train a model with --model.mtp.depths 1")
+    if drafted > depths:
+        raise UserError("sampler.speculate", f"{drafted} is above model.mtp.depths = {depths}", f"take at most {depths}")
+
+
+def _check_conversations(recipe: AutoregressiveRecipe | DiscreteRecipe) -> None:
+    """That nothing is done to them which would part question and answer."""
+    if recipe.data.split != "document":
+        raise UserError("data.split", f"'{recipe.data.split}' with conversations, which are held out whole", "take 'document'")
+    name = "random_length" if isinstance(recipe, DiscreteRecipe) else "fim_rate"
+    if share := getattr(recipe.objective, name):
+        raise UserError(f"objective.{name}", f"{share:g} with conversations, which are neither cut nor rearranged", "set it to 0")
 
 
 def _check_latent(model: TransformerConfig) -> None:
@@ -208,6 +233,8 @@ def _check_experts(model: TransformerConfig) -> None:
 
 def _check_discrete(recipe: DiscreteRecipe) -> None:
     objective, model, context = recipe.objective, recipe.model, recipe.data.context
+    if model.mtp.depths:
+        raise UserError("model.mtp.depths", f"{model.mtp.depths} in a model that uncovers tokens in any order", "set it to 0")
     if objective.end_padding > context:
         raise UserError("objective.end_padding", f"{objective.end_padding} is more than data.context = {context}", "lower it")
     if model.time_conditioning and isinstance(objective, BlockConfig):
@@ -281,7 +308,12 @@ def with_data(recipe: A, path: str) -> A:
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **_image_source(path)))
     if isinstance(recipe, StreamsRecipe):
         return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, kind="folder", path=str(Path(path).resolve())))
-    first, kind = recipe.data.sources[0], _source_kind(path)
+    first = recipe.data.sources[0]
+    kind: Literal["text", "jsonl", "parquet", "hub", "chat"] = _source_kind(path)
+    if first.kind == "chat":
+        if kind != "jsonl":
+            raise UserError("--data", f"{path!r} is no JSONL, and this recipe learns from conversations", "give a file NAME.jsonl")
+        kind = first.kind
     source = dataclasses.replace(first, kind=kind, path=path.removeprefix("hub:") if kind == "hub" else str(Path(path).resolve()))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=(source,)))
 
@@ -374,7 +406,7 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
         objective["teacher"] = str(folder / Path(objective["teacher"]).expanduser())
     if not isinstance(data, dict):
         return
-    for key in ("autoencoder", "text_encoder"):
+    for key in ("autoencoder", "text_encoder", "template"):
         if isinstance(data.get(key), str) and data[key]:
             data[key] = str(folder / Path(data[key]).expanduser())
     sources, tokenizer = data.get("sources"), data.get("tokenizer")

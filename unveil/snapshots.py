@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unveil.autoregressive.speculative import acceptance
 from unveil.canvas import Canvas
 from unveil.data.tokenizer import Tokenizer
 from unveil.family import Row
@@ -60,6 +61,8 @@ class TextSnapshot:
             return ""
         uncovered = sum(int((row.committed_at > 0).sum()) for row in self.rows)
         words = f"{evaluations} evaluations, {uncovered / evaluations:.2f} tokens each"
+        if any(row.drafts for row in self.rows):
+            words += f", of their drafts {', '.join(f'{share:.0%}' for share in acceptance(self.rows))} accepted"
         return words + (f", {reused / (computed + reused):.0%} of what they saw from the cache" if reused else "")
 
     @cached_property

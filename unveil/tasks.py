@@ -105,7 +105,7 @@ def evaluate(
 
     Returns: what ``record`` writes: the scores, and under ``made_with`` what they depend on.
 
-    Raises UserError as ``read``, for a number that is not positive, and for likelihoods under the uniform chain.
+    Raises UserError as ``read``, for a number that is not positive.
     """
     for name, value in (("--limit", limit), ("--draws", draws), ("--batch", rows)):
         if value is not None and value < 1:

@@ -16,7 +16,8 @@ from unveil import bases, corpora
 from unveil.adapters.bits import Weights
 from unveil.canvas import filled, prompted
 from unveil.config import BlockConfig, TextRecipe
-from unveil.data.loader import Loader, held_out
+from unveil.data import chats
+from unveil.data.loader import Loader, Scored, held_out
 from unveil.data.shards import Prepared, prepare
 from unveil.data.tokenizer import Tokenizer
 from unveil.environment import device
@@ -53,7 +54,7 @@ class TextRun(Run):
 
         Raises UserError for what is missing, damaged or does not belong together.
         """
-        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        tokenizer = Tokenizer.reopen(folder / "tokenizer.json", recipe.data.tokenizer)
         final.check_tokenizer(folder, folder / "tokenizer.json", tokenizer.vocabulary.size)
         build, kind = family(recipe, tokenizer.vocabulary).build, kind or recipe.adapter.weights
         if recipe.adapter.rank:
@@ -138,7 +139,7 @@ class TextRun(Run):
         content_T = (sizes[batch.tokens_T] > 0) & (batch.positions_T > 0)
         bytes_N = torch.stack([each.sum() for each in batch.split(sizes[batch.tokens_T] * content_T)])
         kind = family(self.recipe, self.tokenizer.vocabulary)
-        return held_out_bits(kind, self.model, [(batch.to(device()), content_T, bytes_N)], draws, seed)
+        return held_out_bits(kind, self.model, [Scored(batch.to(device()), content_T, bytes_N)], draws, seed)
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -200,21 +201,32 @@ class TextTraining:
     def sample(self, model: nn.Module, step: int) -> None:
         recipe = self.recipe
         run = TextRun(self.directory, self.directory, recipe, self.prepared.tokenizer, model)
-        texts = run.generate(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
+        texts = run.generate(**self._shown())
         folder = self.directory / "samples"
         folder.mkdir(exist_ok=True)
         (folder / f"step-{step:08d}.txt").write_text("\n\n--------\n\n".join(texts) + "\n", encoding="utf-8")
 
     def export(self, folder: Path) -> dict[str, Any]:
         self.prepared.tokenizer.save(folder / "tokenizer.json")
+        chats.template_for(self.recipe.data).save(folder)
         return {"vocabulary": self.prepared.tokenizer.vocabulary.size}
+
+    def _shown(self) -> dict[str, Any]:
+        """What is sampled to be shown: the beginnings of documents, or answers to the first questions of conversations."""
+        recipe, tokenizer = self.recipe, self.prepared.tokenizer
+        store = next(s for split in ("validation", "train") for s in self.prepared.splits[split] if len(s))
+        if not store.whole:
+            return {"num": SAMPLES, "length": min(recipe.sampler.length, recipe.data.context - 1)}
+        asked = [store.tokens(i)[: store.spans(i)[0, 0]] for i in range(min(SAMPLES, len(store)))]
+        room = recipe.data.context - 1 - max(map(len, asked))
+        return {"prompt": [tokenizer.decode(ids) for ids in asked], "length": min(recipe.sampler.length, room)}
 
     def evidence(self, run: TextRun) -> Evidence:
         """The last evaluation of training is that of the result."""
         recipe = run.recipe
         if self.scores and not self._scored:  # a finished run, resumed
             self.evaluate(run.model)
-        *_, last = run.sample(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
+        *_, last = run.sample(**self._shown())
         shown = timeline("A sample as it was uncovered", last.rows[0], run.tokenizer, note=last.cost)
         return Evidence(
             bits=self._scored[-1] if self._scored else None,
@@ -228,5 +240,6 @@ class TextTraining:
 def _bits(recipe: TextRecipe, prepared: Prepared, evaluation: Any, model: nn.Module, split: Split, seed: int) -> BitsPerByte:
     if not getattr(recipe.data, split):
         raise UserError(f"data.{split}", "is 0: nothing was held out", "train with a share above 0")
-    batches = held_out(prepared, recipe.data, split, evaluation.tokens)
-    return held_out_bits(family(recipe, prepared.tokenizer.vocabulary), model, batches, evaluation.draws, seed)
+    kind = family(recipe, prepared.tokenizer.vocabulary)
+    batches = held_out(prepared, recipe.data, split, evaluation.tokens, kind)
+    return held_out_bits(kind, model, batches, evaluation.draws, seed)

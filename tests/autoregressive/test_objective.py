@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unveil.autoregressive.objective import next_token_loss, next_tokens, predicted
+from unveil.autoregressive.objective import next_token_loss, predicted, tokens_ahead
 from unveil.nn.head import LogitsModel
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
@@ -26,7 +26,7 @@ def gradient(model: Transformer, total: torch.Tensor) -> torch.Tensor:
 
 def test_targets_never_cross_documents() -> None:
     batch = Packed.of(sequences())
-    targets, followed = next_tokens(batch)
+    targets, followed = tokens_ahead(batch)
     for tokens, target, mask in zip(batch.split(), batch.split(targets), batch.split(followed), strict=True):
         assert mask.tolist() == [True] * (len(tokens) - 1) + [False]
         assert target[mask].tolist() == tokens[1:].tolist()
@@ -43,7 +43,7 @@ def test_repeated_boundaries_change_nothing() -> None:
         batch.sample_ids_N,
     )
     assert predicted(padded) == predicted(batch)
-    assert torch.equal(next_tokens(padded)[1], next_tokens(batch)[1])
+    assert torch.equal(tokens_ahead(padded)[1], tokens_ahead(batch)[1])
 
 
 def test_the_loss_is_the_plain_cross_entropy(network: Make) -> None:
@@ -95,3 +95,18 @@ def test_any_network_of_logits_will_do() -> None:
     plain = sum(F.cross_entropy(table[s[:-1]], s[1:], reduction="sum") for s in sequences() if len(s) > 1)
     assert torch.allclose(total, torch.as_tensor(plain))
     assert all(map(torch.allclose, torch.autograd.grad(total, table), torch.autograd.grad(plain, table)))
+
+
+def test_what_is_told_is_not_predicted_and_not_counted(network: Make) -> None:
+    """Fine-tuning on answers: loss, denominator and gradient are those of the other tokens."""
+    model, batch = network(), Packed.of(sequences())
+    given = torch.rand(batch.size, generator=torch.Generator().manual_seed(1)) < 0.5
+    total, losses = next_token_loss(model, batch, given_T=given)
+    plain = torch.zeros((), dtype=torch.float64)
+    for tokens, told in zip(batch.split(), batch.split(given), strict=True):
+        each = F.cross_entropy(model.head(model(Packed.of([tokens])))[:-1], tokens[1:], reduction="none")
+        plain = plain + each[~told[1:]].sum()
+    count = sum(int((~told[1:]).sum()) for told in batch.split(given))
+    assert predicted(batch, given_T=given) == count == int((losses != 0).sum())
+    assert float(total.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
+    torch.testing.assert_close(gradient(model, total), gradient(model, plain), rtol=1e-9, atol=1e-12)

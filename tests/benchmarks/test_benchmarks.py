@@ -14,9 +14,9 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import __main__ as command
-from benchmarks import block_diffusion_training, decoding, measure, packing, peer, setting, training_throughput
+from benchmarks import block_diffusion_training, decoding, measure, packing, peer, setting, speculative_decoding, training_throughput
 from unveil.autoregressive.objective import next_token_loss
-from unveil.config import TransformerConfig
+from unveil.config import MTPConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.nn.packed import Packed
 from unveil.training import precision
 
@@ -231,3 +231,18 @@ def test_the_noise_of_blocks_has_a_time_for_each_of_them() -> None:
     kind = block_diffusion_training.family(MODEL, SIZE, block_diffusion_training.BlockConfig(block=4))
     t_T = block_diffusion_training.drawn(kind, Packed.of(pieces(16, 16)))["t"]
     assert t_T.shape == (32,) and len(t_T.unique()) == 8
+
+
+def test_speculative_decoding_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = TransformerConfig(width=32, depth=2, heads=2, hidden=64, mtp=MTPConfig(depths=2))
+    network = setting.build(model, SIZE).eval()
+    prompts = [torch.arange(n).numpy() for n in (3, 5, 4)]
+    subject = speculative_decoding.Subject(network, setting.vocabulary(SIZE), prompts)
+    config = NextTokenSamplerConfig(temperature=0.0, length=6)
+    row = speculative_decoding.row("toy", subject, config, batch=2, modes=(False,), rounds=1)
+    assert row.ours > 0 and row.peer > 0 and row.floor is None and "plain cached decoding" in row.peer_name
+    told = capsys.readouterr().err
+    assert "tokens for one pass" in told and "word for word" in told
+    monkeypatch.setenv("UNVEIL_RUNS", "masked=nothing")
+    assert command.main(["speculative_decoding"]) == 2
+    assert "mtp=DIR" in capsys.readouterr().err.splitlines()[-1]

@@ -64,8 +64,8 @@ def test_a_truncated_missing_or_foreign_file_is_refused(path: Path, monkeypatch:
         read_shard(path.with_name("none.arrow"), "key")
     with pytest.raises(UserError, match="other data or settings"):
         read_shard(path, "another key")
-    monkeypatch.setattr(module, "SHARD_FORMAT", 3)
-    with pytest.raises(UserError, match="has shard format 2, this unveil reads 3"):
+    monkeypatch.setattr(module, "SHARD_FORMAT", 4)
+    with pytest.raises(UserError, match="has shard format 3, this unveil reads 4"):
         read_shard(path, "key")
 
 

@@ -119,7 +119,7 @@ def test_uniform_chain_is_the_exponential_of_its_rates():
             drawn = process.noised(Packed.of([torch.full((40000,), token)]), time, fine)
             counts = np.array([int((drawn == state).sum()) for state in states]) / 40000
             np.testing.assert_allclose(counts, exact[row], atol=1e-4)
-    assert process.noised(Packed.of([torch.tensor([3, 3])]), torch.ones(1), torch.zeros(2)).tolist() == [3, 3]
+    assert process.noised(Packed.of([torch.tensor([3])] * 2), torch.ones(2), torch.zeros(2)).tolist() == [3, 3]
 
 
 def test_a_time_for_each_token():

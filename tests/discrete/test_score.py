@@ -188,7 +188,7 @@ def test_with_the_true_scores_the_bound_is_off_by_what_is_known(vocabulary, obje
             hit = (rates * (place + 0.5) / 4)[:, None]  # inside the place's part of the hit interval
             u = torch.cat([torch.zeros_like(hit), hit], 1).flatten()
             batch = Packed.of([torch.tensor([vocabulary.start, x0])] * len(t))
-            _, each = objective.entropies(network, batch, t, u, objective.process.maskable(batch.tokens_T))
+            _, each = objective.entropies(network, batch, t, u, objective.process.maskable(batch))
             integral += chance * (torch.from_numpy(weights) / 2 * law * each.view(-1, 2)[:, 1]).sum()
     ends = sigma(schedule, torch.tensor([0.0, 1.0], dtype=torch.float64))
     start, end = objective.process.entropy(ends).tolist()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unveil.data.loader import Scored
 from unveil.evaluation.likelihood import held_out_bits
 from unveil.nn.packed import Packed
 
@@ -26,10 +27,10 @@ class Scripted:
         return torch.stack([-part.sum() for part in batch.split(losses_T)]), torch.full((len(batch.lengths),), self.error).double()
 
 
-def held_out(*pieces: tuple[list[int], bool, int]) -> tuple[Packed, Tensor, Tensor]:
+def held_out(*pieces: tuple[list[int], bool, int]) -> Scored:
     batch = Packed.of([torch.tensor([START, *ids] + [END] * ends) for ids, ends, _ in pieces])
     content_T = (batch.tokens_T != START) & (batch.tokens_T != END)
-    return batch, content_T, torch.tensor([size for *_, size in pieces])
+    return Scored(batch, content_T, torch.tensor([size for *_, size in pieces]))
 
 
 def score(family: Any, *batches: Any) -> Any:

@@ -15,7 +15,7 @@ from unveil.nn.block_diffusion import two_stream
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
 from unveil.nn.moe import Experts
 from unveil.nn.packed import Packed
-from unveil.nn.partial import Part, new_store, read
+from unveil.nn.partial import Span, new_store, read
 from unveil.nn.transformer import Transformer, active
 
 V = 23
@@ -223,9 +223,9 @@ def test_cached_equals_uncached_in_a_ragged_batch() -> None:
 @torch.no_grad()
 def test_a_part_read_out_of_a_store_equals_the_whole() -> None:
     made, text = network(layout=BlockCausal(4)), sequences(12)[0]
-    store, whole = new_store(made, 12), made(Packed.of([text]))
-    torch.testing.assert_close(read(made, [Part(text[:8], 0, 8, store)]), whole[:8], rtol=0, atol=1e-12)
-    torch.testing.assert_close(read(made, [Part(text[8:], 8, 12, store)]), whole[8:], rtol=0, atol=1e-12)
+    store, whole = new_store(made, 1, 12), made(Packed.of([text]))
+    torch.testing.assert_close(read(made, [Span(0, 0, 8, 8)], text[:8], store), whole[:8], rtol=0, atol=1e-12)
+    torch.testing.assert_close(read(made, [Span(0, 8, 4, 12)], text[8:], store), whole[8:], rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 
 from unveil import experts
 from unveil.autoregressive.infill import Tokens, rearrange
-from unveil.autoregressive.objective import next_token_loss, predicted
+from unveil.autoregressive.objective import loss_ahead, next_token_loss, predicted
 from unveil.autoregressive.sampler import NextTokenSampler, State, Stop
+from unveil.autoregressive.speculative import SpeculativeSampler, acceptance
 from unveil.config import NextTokenConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.errors import UserError
-from unveil.family import Noise, Request, Snapshot, Term, View
+from unveil.family import Noise, Request, Snapshot, Table, Term, View
 from unveil.nn.head import cross_entropy
 from unveil.nn.layout import Causal
+from unveil.nn.mtp import states_ahead
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
+from unveil.text.conversation import answered
 from unveil.text.proposals import forbid
 from unveil.text.vocabulary import Vocabulary
 
@@ -47,7 +50,7 @@ class Autoregressive:
         if not 0 <= objective.fim_rate <= 1:
             raise UserError("objective.fim_rate", f"got {objective.fim_rate}", "choose a share from 0 to 1")
         self.vocabulary, self.model, self.objective = vocabulary, model, objective
-        self.sampler = NextTokenSampler(vocabulary, sampler, stop)
+        self.sampler: Any = (SpeculativeSampler if sampler.speculate else NextTokenSampler)(vocabulary, sampler, stop)
         never = torch.tensor([i for i in vocabulary.specials if i != vocabulary.end], dtype=torch.int64)
 
         # Made once: a compiled head keeps one graph per function.
@@ -55,6 +58,7 @@ class Autoregressive:
             return cross_entropy(forbid(logits_CV, never.to(logits_CV.device)), targets_C)
 
         self._spoken = spoken
+        self._share = 0.0
 
     def build(self) -> nn.Module:
         return Transformer(self.model, self.vocabulary.size, Causal(self.model.window))
@@ -62,16 +66,47 @@ class Autoregressive:
     def transform(self, tokens: Tokens, rng: np.random.Generator) -> Tokens:
         return rearrange(tokens, self.vocabulary, self.objective.fim_rate, rng)
 
+    def converse(self, tokens: Tokens, spans: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Every answer is learned, since none sees what follows it, and the end after the last."""
+        return answered(tokens, spans, self.vocabulary.end, 1)
+
+    def answer(self, tokens: Tokens, spans: Tokens, index: int) -> tuple[Tokens, Tokens]:
+        """A conversation up to one of its answers, all else told."""
+        return answered(tokens, spans[index : index + 1], self.vocabulary.end, int(index == len(spans) - 1))
+
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Nothing is noised: every prefix of a sequence is a training example."""
         return {}
 
+    def progress(self, step: int, steps: int) -> None:
+        """The weight of multi-token prediction falls on the way."""
+        self._share = step / steps
+
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
-        return {"nll": float(predicted(batch)), **experts.targets(self.model, batch)}
+        given_T = noise.get("given")
+        ahead = {name: float(predicted(batch, distance, given_T)) for distance, name in enumerate(self._terms, start=1)}
+        return {**ahead, **experts.targets(self.model, batch)}
 
     def loss(self, model: nn.Module, batch: Packed, noise: Noise) -> dict[str, Term]:
-        """``nll``: nats over all tokens but the first of each sequence; ``balance``, if there are experts."""
-        return {"nll": Term(next_token_loss(model, batch)[0]), **experts.terms(model, batch)}
+        """``nll``: nats over all tokens but the first of each sequence and those told. ``mtp1`` and on: of depth k of multi-token
+        prediction, over all but the first k + 1, at ``1 / depths`` of its weight (DeepSeek-V3, eq. 25). ``balance``, if there are
+        experts."""
+        given_T = noise.get("given")
+        if not (depths := self.model.mtp.depths):
+            return {"nll": Term(next_token_loss(model, batch, given_T=given_T)[0]), **experts.terms(model, batch)}
+        late = self._share >= self.objective.mtp_early
+        weight = (self.objective.mtp_late_weight if late else self.objective.mtp_weight) / depths
+        states = zip(self._terms, states_ahead(model, batch), strict=True)
+        ahead = {
+            name: Term(loss_ahead(model.head, hidden_TD, batch, distance, given_T=given_T)[0], weight if distance > 1 else 1.0)
+            for distance, (name, hidden_TD) in enumerate(states, start=1)
+        }
+        return {**ahead, **experts.terms(model, batch)}
+
+    @property
+    def _terms(self) -> list[str]:
+        """By the distance they look ahead."""
+        return ["nll", *(f"mtp{k}" for k in range(1, self.model.mtp.depths + 1))]
 
     def begin(self, model: nn.Module, requests: Sequence[Request]) -> State:
         return self.sampler.begin(model, requests)
@@ -81,9 +116,10 @@ class Autoregressive:
 
     @torch.no_grad()
     def log_likelihood(
-        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
+        self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None, given_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say.
+        """Exact, in one pass: the standard error is 0 and ``draws`` and ``seed`` have no say, nor has ``given_T``: what stands before a
+        token is told.
 
         The law is that of the sampler at temperature 1: special tokens but the end have probability 0 as a continuation, so a counted
         sentinel costs minus infinity. A sequence's first token is given; ``counted_T`` (bool) chooses among the others, default all.
@@ -96,5 +132,13 @@ class Autoregressive:
         return total_N, torch.zeros_like(total_N)
 
     def views(self, run: Any) -> list[View]:
-        """None of its own: next-token training measures nothing beside its loss, and samples speak through snapshots."""
-        return []
+        """What the depths of multi-token prediction are good for, in texts from their beginning: greedy, and drawn as the recipe says."""
+        if not (depths := self.model.mtp.depths):
+            return []
+        length, rows = min(run.recipe.sampler.length, run.recipe.data.context - 1), []
+        for way, settings in (("greedy", {"temperature": 0.0, "num": 1}), ("drawn", {"num": 4})):
+            *_, last = run.sample(length=length, speculate=depths, **settings)
+            new, passes = sum(int((row.committed_at > 0).sum()) for row in last.rows), sum(row.evaluations for row in last.rows)
+            rows.append((way, f"{new / passes:.2f}", *(f"{share:.0%}" for share in acceptance(last.rows))))
+        columns = ("texts", "tokens for one pass", *(f"accepted, {k} ahead" for k in range(1, depths + 1)))
+        return [Table("Drafts of multi-token prediction", columns, rows)]

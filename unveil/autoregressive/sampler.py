@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,8 +27,19 @@ Stop = Callable[[Array], bool]
 """Whether a row ends after its new tokens so far, the prompt not among them; asked after each one."""
 
 
+class Rows:
+    """Arrays with an entry per row, by name."""
+
+    def select(self, rows: Sequence[int]) -> Self:
+        index = np.asarray(rows, dtype=np.int64)
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))  # type: ignore[arg-type]
+
+    def join(self, other: Self) -> Self:
+        return type(self)(*(_stack(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Canvases:
+class Canvases(Rows):
     """The rows on the host. A row is only ever appended to, so the parts of it that snapshots show need no copy."""
 
     request_B: Array
@@ -57,18 +68,18 @@ class Canvases:
         confidence = np.ones(tokens.shape, dtype=np.float32)
         return Canvases(np.arange(len(requests)), prompts, prompts.copy(), limits, tokens, committed, confidence, uniforms)
 
-    def select(self, rows: Sequence[int]) -> Canvases:
-        index = np.asarray(rows, dtype=np.int64)
-        return Canvases(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def join(self, other: Canvases) -> Canvases:
-        return Canvases(*(_stack(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
-
     def append(self, tokens_B: Array, confidence_B: Array) -> None:
         places = np.arange(len(tokens_B)), self.length_B
         self.tokens_BL[places] = tokens_B
         self.confidence_BL[places] = confidence_B
         self.length_B[:] += 1
+
+    def write(self, tokens_BN: Array, confidence_BN: Array, counts_B: Array, steps_B: Array) -> None:
+        """The first ``counts_B`` of some tokens behind each row, said to be committed at ``steps_B``; ``length_B`` is the caller's."""
+        rows, at = np.nonzero(np.arange(tokens_BN.shape[1]) < counts_B[:, None])
+        places = rows, self.length_B[rows] + at
+        self.tokens_BL[places], self.confidence_BL[places] = tokens_BN[rows, at], confidence_BN[rows, at]
+        self.committed_BL[places] = steps_B[rows]
 
     def rows(self, final_B: Array) -> list[Row]:
         arrays = [a.view() for a in (self.tokens_BL, self.committed_BL, self.confidence_BL)]
@@ -145,7 +156,7 @@ class NextTokenSampler:
             raise UserError("sampler.length", f"got {shortest}", "ask for at least one new token")
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         canvases = Canvases.of(requests)
-        context, hidden_BD = read(model, [r.tokens for r in requests], int(canvases.limit_B.max()), device)
+        context, hidden_BD = self._read(model, [r.tokens for r in requests], int(canvases.limit_B.max()), device)
         logits_BV = self._logits(model, hidden_BD)
         seen_BV = None
         if self.config.repetition_penalty != 1:
@@ -179,6 +190,9 @@ class NextTokenSampler:
             state.logits_BV = self._logits(model, state.context.append(tokens_B))
         return snapshot
 
+    def _read(self, model: Any, prompts: Sequence[Array], capacity: int, device: torch.device) -> tuple[Context, Tensor]:
+        return read(model, prompts, capacity, device)
+
     def _logits(self, model: Any, hidden_BD: Tensor) -> Tensor:
         logits_BV = model.head(hidden_BD)
         self._never = self._never.to(logits_BV.device)
@@ -186,16 +200,20 @@ class NextTokenSampler:
 
     def _draw(self, state: State) -> tuple[Tensor, Tensor]:
         """The next tokens ``[B]`` and their probabilities under the model itself, before temperature, penalty and truncation."""
-        logits_BV = state.logits_BV
+        logits_BV, canvases = state.logits_BV, state.canvases
         proposed_BV = propose(logits_BV, self.config, state.seen_BV)
+        tokens_B = self._pick(proposed_BV, canvases.uniforms_BL[np.arange(state.live), canvases.length_B])
+        return tokens_B, probability(logits_BV, tokens_B)
+
+    def _pick(self, proposed_BV: Tensor, uniforms_B: Array) -> Tensor:
         if self.config.temperature == 0:
-            tokens_B = proposed_BV.argmax(-1)
-        else:
-            canvases = state.canvases
-            uniforms_B = torch.from_numpy(canvases.uniforms_BL[np.arange(state.live), canvases.length_B])
-            tokens_B = inverse_cdf(proposed_BV, uniforms_B.to(logits_BV.device))
-        chosen_B = logits_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
-        return tokens_B, (chosen_B - logits_BV.logsumexp(-1)).exp()
+            return proposed_BV.argmax(-1)
+        return inverse_cdf(proposed_BV, torch.from_numpy(uniforms_B).to(proposed_BV.device))
+
+
+def probability(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    """Of one token in each row."""
+    return (logits_BV.gather(-1, tokens_B[..., None]).squeeze(-1) - logits_BV.logsumexp(-1)).exp()
 
 
 def _stack(above: Array, below: Array) -> Array:

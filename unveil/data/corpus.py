@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unveil.config import SourceConfig
+from unveil.data import chats
+from unveil.data.sums import COUNT, sums
 from unveil.data.tokenizer import text_bytes
 from unveil.errors import UserError, nearest
 
@@ -29,7 +31,8 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 SKIPPED_MARKS = (b"decoding_table", b"decoding_map")
 """Files that hold these are generated code pages (``encodings``). Build settings (``_sysconfigdata``) are left out too."""
 
-_SUFFIXES = {"jsonl": (".jsonl", ".jsonl.gz", ".ndjson"), "parquet": (".parquet",)}
+_JSONL = (".jsonl", ".jsonl.gz", ".ndjson")
+_SUFFIXES = {"jsonl": _JSONL, "chat": _JSONL, "parquet": (".parquet",)}
 
 
 class Document(NamedTuple):
@@ -43,13 +46,15 @@ class Document(NamedTuple):
 def documents(source: SourceConfig, limit: int = 0) -> Iterator[Document]:
     """The source's documents that are not empty, in a fixed order, up to ``limit`` bytes in all (0: no limit).
 
-    The last one is cut, at a character's border, where it passes the limit. Raises UserError for a path that is missing or cannot
-    be read, for rows without the column, and for a hub id that cannot be reached.
+    The last one is cut, at a character's border, where it passes the limit; a conversation is left out. Raises UserError for a path that
+    is missing or cannot be read, for rows without the column, and for a hub id that cannot be reached.
     """
     left = limit
     for document in _READERS[source.kind](source):
         if not document.data:
             continue
+        if limit and len(document.data) >= left and chats.conversations(source):
+            return
         if limit and len(document.data) >= left:
             if whole := _cut(document.data, left):
                 yield Document(document.name, whole, len(whole) == len(document.data))
@@ -64,6 +69,8 @@ def fingerprint(source: SourceConfig) -> list[Any]:
         return [source.path]
     if source.kind == "python":
         return [sys.version, *([str(p), p.stat().st_size] for p in _library())]
+    if chats.conversations(source) and not source.path:
+        return ["sums", COUNT]
     files = _files(source)[0]
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
@@ -190,6 +197,17 @@ def _paragraphs(name: str, path: Path) -> Iterator[Document]:
 
 
 def _jsonl(source: SourceConfig) -> Iterator[Document]:
+    for name, where, row in _rows(source):
+        yield Document(name, _value(row, source.column, where))
+
+
+def _chat(source: SourceConfig) -> Iterator[Document]:
+    rows = _rows(source) if source.path else ((f"sums:{n}", f"sums:{n}", row) for n, row in enumerate(sums()))
+    yield from (Document(name, chats.canonical(row, where)) for name, where, row in rows)
+
+
+def _rows(source: SourceConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, place and content of every row of JSONL."""
     for name, path in _named(source):
         for n, line in _lines(path):
             if not line.strip():
@@ -200,7 +218,7 @@ def _jsonl(source: SourceConfig) -> Iterator[Document]:
                 raise UserError(f"{path}:{n}", f"is no JSON ({error})", "write one JSON object a line") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{n}", "is no JSON object", "write one JSON object a line")
-            yield Document(f"{name}:{n}", _value(row, source.column, f"{path}:{n}"))
+            yield f"{name}:{n}", f"{path}:{n}", row
 
 
 def _parquet(source: SourceConfig) -> Iterator[Document]:
@@ -272,4 +290,5 @@ _READERS: dict[str, Callable[[SourceConfig], Iterator[Document]]] = {
     "jsonl": _jsonl,
     "parquet": _parquet,
     "hub": _hub,
+    "chat": _chat,
 }

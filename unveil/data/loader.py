@@ -6,7 +6,7 @@ A pack is a pure function of the recipe, the seed and its number in one global o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from unveil.data.shards import Prepared
 from unveil.data.split import Split
 from unveil.data.store import TokenStore
 from unveil.data.stream import Piece, Stream
+from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError
 from unveil.nn.packed import Packed
 from unveil.text.vocabulary import Vocabulary
@@ -30,9 +31,34 @@ BOUNDARIES = 32
 """``cu_seqlens`` is filled up to a multiple of this many entries, so that few shapes occur."""
 
 
+class Speaking(Noising, Protocol):
+    """What a loader of text asks of a family besides: which part of a conversation is learned."""
+
+    def converse(self, tokens: Array, spans: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """What training makes of a conversation whose answers begin and stop at ``spans`` ``[A, 2]``: its tokens, with the end tokens after
+        it, and which of them are told (bool). The loss finds these in the noise as ``given``."""
+
+    def answer(self, tokens: Array, spans: Array, index: int) -> tuple[Array, Array]:
+        """Likewise, to score one answer."""
+
+
 class _Sample(NamedTuple):
     piece: Piece
     tokens: Array
+    given: Array
+    """Which tokens are told and not learned, bool ``[T]``."""
+
+
+class Scored(NamedTuple):
+    """Held-out text."""
+
+    packed: Packed
+    content_T: Tensor
+    """Which tokens are of the source, bool."""
+    source_bytes_N: Tensor
+    """The bytes that they stand for, int64."""
+    given_T: Tensor | None = None
+    """Which tokens are told, bool; None where none is."""
 
 
 class Loader(Ahead[Packed]):
@@ -47,7 +73,7 @@ class Loader(Ahead[Packed]):
         prepared: Prepared,
         config: TextDataConfig,
         seed: int,
-        family: Noising,
+        family: Speaking,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -57,9 +83,9 @@ class Loader(Ahead[Packed]):
 class _Plan:
     """All that a worker needs to build any pack."""
 
-    def __init__(self, prepared: Prepared, config: TextDataConfig, seed: int, family: Noising, rank: int, world: int) -> None:
+    def __init__(self, prepared: Prepared, config: TextDataConfig, seed: int, family: Speaking, rank: int, world: int) -> None:
         self.stores, self.weights = prepared.splits["train"], prepared.weights
-        self.vocabulary = prepared.tokenizer.vocabulary
+        self.tokenizer = prepared.tokenizer
         self.config, self.seed, self.family, self.rank, self.world = config, seed, family, rank, world
 
     def planner(self) -> _Planner:
@@ -70,23 +96,31 @@ class _Plan:
         c = self.config
         sizes = [[len(s), int(s.lengths.sum())] for s in self.stores]
         cutting = [c.context, c.packing_length, c.packing]
-        return {"seed": self.seed, "cutting": cutting, "weights": list(self.weights), "sizes": sizes, "vocabulary": self.vocabulary.size}
+        vocabulary = self.tokenizer.vocabulary.size
+        return {"seed": self.seed, "cutting": cutting, "weights": list(self.weights), "sizes": sizes, "vocabulary": vocabulary}
 
     def sample(self, origin: Piece) -> _Sample:
         """The piece between its start and end tokens, as the family transforms it: int64."""
-        tokens = _sequence(self.stores[origin.source], self.vocabulary, origin.document, origin.start, origin.stop, origin.ends)
-        tokens = self.family.transform(tokens, generator(self.seed, origin.epoch, origin.sample_id, "transform"))
+        store, rng = self.stores[origin.source], generator(self.seed, origin.epoch, origin.sample_id, "transform")
+        if store.whole:
+            tokens, given = self.family.converse(*_conversation(store, self.tokenizer, origin.document), rng)
+        else:
+            tokens = _sequence(store, self.tokenizer.vocabulary, origin.document, origin.start, origin.stop, origin.ends)
+            tokens = self.family.transform(tokens, rng)
+            given = np.zeros(len(tokens), dtype=np.bool_)
         if not SMALLEST <= len(tokens) <= self.config.context:
             raise ValueError(f"the family made {len(tokens)} tokens of a sequence: wanted {SMALLEST}..{self.config.context}")
-        return _Sample(origin, tokens)
+        return _Sample(origin, tokens, given)
 
     def build(self, samples: Sequence[_Sample]) -> tuple[tuple[list[Array], list[int]], dict[str, Array]]:
         ordered = sorted(samples, key=lambda s: (len(s.tokens), s.piece.sample_id))
         draws = []
-        for origin, tokens in ordered:
+        for origin, tokens, _ in ordered:
             rng = generator(self.seed, origin.epoch, origin.sample_id, "draw")
             draws.append(self.family.draw(origin.sample_id, origin.epoch, len(tokens), rng))
         noise = {name: np.concatenate([d[name] for d in draws]) for name in draws[0]}
+        if any(store.whole for store in self.stores):
+            noise["given"] = np.concatenate([s.given for s in ordered])
         return ([s.tokens for s in ordered], [s.piece.sample_id for s in ordered]), noise
 
     def finish(self, content: tuple[list[Array], list[int]]) -> Packed:
@@ -132,6 +166,12 @@ def _sequence(store: TokenStore, vocabulary: Vocabulary, document: int, start: i
     return sequence
 
 
+def _conversation(store: TokenStore, tokenizer: Tokenizer, document: int) -> tuple[Array, Array]:
+    """Its tokens as a prompt's begin, and where its answers begin and stop, turns' ends included: int64 ``[A, 2]``."""
+    start = np.full(int(tokenizer.opens), tokenizer.vocabulary.start, dtype=np.int64)
+    return np.concatenate([start, store.tokens(document).astype(np.int64)]), store.spans(document)[:, [0, 2]] + len(start)
+
+
 def _packed(sequences: Sequence[Array], sample_ids: Sequence[int]) -> Packed:
     lengths = np.array([len(s) for s in sequences])
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -147,11 +187,11 @@ def _packed(sequences: Sequence[Array], sample_ids: Sequence[int]) -> Packed:
     )
 
 
-def held_out(prepared: Prepared, config: TextDataConfig, split: Split, tokens: int = 0) -> Iterator[tuple[Packed, Tensor, Tensor]]:
-    """Held-out text in file order, cut at phase 0 into windows that do not overlap.
+def held_out(prepared: Prepared, config: TextDataConfig, split: Split, tokens: int = 0, family: Speaking | None = None) -> Iterator[Scored]:
+    """Held-out text in file order, cut at phase 0 into windows that do not overlap; a conversation gives a sequence for each answer, in
+    which the message is the content and all before it is told, as ``family`` lays it out.
 
-    Yields ``(packed, content_T, source_bytes_N)``: ``content_T`` bool is True for tokens of the source (not start and end tokens);
-    ``source_bytes_N`` int64 counts the bytes of the source behind each sequence. ``tokens`` limits the tokens (special ones
+    Start and end tokens and what ends a turn are no content. ``tokens`` limits the tokens (special ones
     included), shared by the sources as in the mixture; 0 takes all. Sequences stay in order, packed by next-fit; sample ids count
     from 0. Raises UserError where nothing is held out.
     """
@@ -162,21 +202,45 @@ def held_out(prepared: Prepared, config: TextDataConfig, split: Split, tokens: i
     sample_id = 0
     for store, weight in zip(prepared.splits[split], prepared.weights, strict=True):
         used = 0
-        for document, start, stop, ends, size in _cuts(store, config.context, byte_lengths):
-            sequence = _sequence(store, vocabulary, document, start, stop, ends)
-            if tokens and used and used + len(sequence) > tokens * weight:
+        if store.whole:
+            assert family is not None
+            windows = _asked(store, prepared.tokenizer, family)
+        else:
+            windows = _read(store, vocabulary, config.context, byte_lengths)
+        for window in windows:
+            length = len(window.tokens)
+            if tokens and used and used + length > tokens * weight:
                 break
-            used += len(sequence)
-            yield from map(_scored, packer.add(len(sequence), _Window(sample_id, sequence, ends, size)))
+            used += length
+            yield from map(_scored, packer.add(length, window._replace(sample_id=sample_id)))
             sample_id += 1
     yield from map(_scored, packer.flush())
 
 
 class _Window(NamedTuple):
-    sample_id: int
     tokens: Array
-    ends: bool
+    content: Array
     source_bytes: int
+    given: Array | None = None
+    sample_id: int = 0
+
+
+def _read(store: TokenStore, vocabulary: Vocabulary, context: int, byte_lengths: Array | None) -> Iterator[_Window]:
+    for document, start, stop, ends, size in _cuts(store, context, byte_lengths):
+        sequence = _sequence(store, vocabulary, document, start, stop, ends)
+        content = np.ones(len(sequence), dtype=np.bool_)
+        content[0], content[-1] = False, not ends
+        yield _Window(sequence, content, size)
+
+
+def _asked(store: TokenStore, tokenizer: Tokenizer, family: Speaking) -> Iterator[_Window]:
+    for document in range(len(store)):
+        tokens, spans = _conversation(store, tokenizer, document)
+        for index, (_, end, _, size) in enumerate(store.spans(document).tolist()):
+            sequence, given = family.answer(tokens, spans, index)
+            content = ~given
+            content[end + tokenizer.opens :] = False
+            yield _Window(sequence, content, size, given)
 
 
 def _cuts(store: TokenStore, context: int, byte_lengths: Array | None) -> Iterator[tuple[int, int, int, bool, int]]:
@@ -196,12 +260,11 @@ def _cuts(store: TokenStore, context: int, byte_lengths: Array | None) -> Iterat
             yield document, start, stop, ends and stop == length, size
 
 
-def _scored(windows: Sequence[_Window]) -> tuple[Packed, Tensor, Tensor]:
-    content = []
-    for window in windows:
-        inside = np.ones(len(window.tokens), dtype=np.bool_)
-        inside[0] = False
-        inside[-1] = not window.ends
-        content.append(inside)
+def _scored(windows: Sequence[_Window]) -> Scored:
     packed = _packed([w.tokens for w in windows], [w.sample_id for w in windows])
-    return packed, torch.from_numpy(np.concatenate(content)), torch.tensor([w.source_bytes for w in windows], dtype=torch.int64)
+    given = None
+    if any(w.given is not None for w in windows):
+        told = [np.zeros(len(w.tokens), dtype=np.bool_) if w.given is None else w.given for w in windows]
+        given = torch.from_numpy(np.concatenate(told))
+    size_N = torch.tensor([w.source_bytes for w in windows], dtype=torch.int64)
+    return Scored(packed, torch.from_numpy(np.concatenate([w.content for w in windows])), size_N, given)

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unveil.config import CurationConfig, SourceConfig, TextDataConfig
+from unveil.config import CurationConfig, SourceConfig, TextDataConfig, TokenizerConfig
+from unveil.data import chats
 from unveil.data.columns import cache_folder
 from unveil.data.corpus import documents, fingerprint
 from unveil.data.curation import KEPT, Judgement, counted, judged, left_out
@@ -50,6 +51,10 @@ class Prepared:
     left_out: dict[str, int]
     """Documents that curation left out of every split, by reason."""
     folder: Path
+    shortened: int = 0
+    """Conversations that lost their oldest turns to fit into the context."""
+    dropped: int = 0
+    """Conversations whose last turn alone does not."""
 
 
 class _Raw(NamedTuple):
@@ -88,7 +93,12 @@ def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None 
     keys = [_key([source.kind, source.column, source.documents, config.limit, fingerprint(source)]) for source in config.sources]
     tokenizer_file = config.tokenizer.path if config.tokenizer.kind == "file" else ""
     file = Tokenizer.load(tokenizer_file).digest() if tokenizer_file else ""
-    key = _key([keys, asdict(config.curation), {**asdict(config.tokenizer), "path": file}, config.split, config.validation, config.test])
+    shaped: list[Any] = [keys, asdict(config.curation), {**asdict(config.tokenizer), "path": file}]
+    shaped += [config.split, config.validation, config.test]
+    if any(map(chats.conversations, config.sources)):
+        template = chats.template_for(config)
+        shaped += [template.source, dict(template.specials), config.context]
+    key = _key(shaped)
     folder = cache_folder(config) / "tokens" / key
     try:
         if not _complete(folder):
@@ -100,6 +110,9 @@ def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None 
             "data.cache", f"'{folder}' cannot be used ({error.strerror or error})", "free some space or name another folder"
         ) from error
     for source, store in zip(config.sources, prepared.splits["train"], strict=True):
+        if not len(store) and prepared.dropped and chats.conversations(source):
+            problem = f"{config.context} tokens hold none of the conversations of '{source.path}'"
+            raise UserError("data.context", problem, "raise it, or give shorter ones")
         if not len(store):
             problem = f"nothing of '{source.path or source.kind}' is left to train on: all is held out or nearly equal to what is"
             raise UserError("data.sources", problem, "give it more documents, or drop it")
@@ -130,7 +143,9 @@ def _open(folder: Path, key: str, config: TextDataConfig) -> Prepared:
     }
     total = sum(source.weight for source in config.sources)
     weights = tuple(source.weight / total for source in config.sources)
-    return Prepared(Tokenizer.load(folder / "tokenizer.json"), splits, weights, manifest["near_duplicates"], manifest["left_out"], folder)
+    tokenizer = Tokenizer.reopen(folder / "tokenizer.json", config.tokenizer)
+    left = manifest["near_duplicates"], manifest["left_out"]
+    return Prepared(tokenizer, splits, weights, *left, folder, *manifest["misfits"])
 
 
 def _read_json(path: Path) -> Any:
@@ -184,7 +199,7 @@ def _raw(config: TextDataConfig, keys: Sequence[str], pool: Executor | None, rep
     names = [read_shard(path, key).names.to_pylist() for path, key, _ in found]
     reasons = [KEPT] * sum(map(len, names))
     if config.curation != CurationConfig():
-        tasks = [(path, key, config.curation) for path, key, _ in found]
+        tasks = [(*one, config) for one in found]
         reasons = left_out((one for shard in each(pool, _judge, tasks, "judging", report) for one in shard), config.curation)
         if all(reasons):
             raise UserError("data.curation", f"leaves nothing of {len(reasons)} documents ({counted([reasons])})", "loosen its rules")
@@ -197,16 +212,13 @@ def _raw(config: TextDataConfig, keys: Sequence[str], pool: Executor | None, rep
     return [raw._replace(assigned=["train" if reason else next(assigned) for reason in raw.reasons]) for raw in raws]
 
 
-def _judge(path: Path, key: str, config: CurationConfig) -> list[Judgement] | Failure:
+def _judge(path: Path, key: str, source: int, config: TextDataConfig) -> list[Judgement] | Failure:
     try:
-        return [judged(data, config) for data in _documents(path, key)]
+        shard = read_shard(path, key)
+        documents = (shard.tokens[a:b].tobytes() for a, b in pairwise(shard.offsets))
+        return [judged(_compared(source, config, data), config.curation) for data in documents]
     except UserError as error:
         return Failure(error.field, error.problem, error.remedy)
-
-
-def _documents(path: Path, key: str) -> Iterator[bytes]:
-    shard = read_shard(path, key)
-    return (shard.tokens[a:b].tobytes() for a, b in pairwise(shard.offsets))
 
 
 def _parts(raw: _Raw, config: TextDataConfig) -> Iterator[tuple[int, str, Part, bytes]]:
@@ -232,7 +244,8 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
         raws = _raw(config, keys, pool, report)
         held_out = folder / "held-out.npz"
         if not held_out.exists():
-            HeldOut.of(data for raw in raws for _, _, part, data in _parts(raw, config) if part.split != "train").save(held_out)
+            parts = ((raw, part, data) for raw in raws for _, _, part, data in _parts(raw, config))
+            HeldOut.of(_compared(raw.source, config, data) for raw, part, data in parts if part.split != "train").save(held_out)
         checked = list(each(pool, _check, [(raw, config, held_out) for raw in raws], "comparing", report))
         tokenizer_path = folder / "tokenizer.json"
         if not tokenizer_path.exists():
@@ -248,22 +261,28 @@ def _fill(folder: Path, key: str, config: TextDataConfig, keys: Sequence[str], w
         todo = [(one, config, key, tokenizer_path) for one in work if not one.target.exists()]
         for _ in each(pool, _encode, todo, "encoding", report):
             pass
+        counts = [_read_json(path) for path in (_misfits(one.target) for one in work) if path.exists()]
+        misfits = [sum(column) for column in zip([0, 0], *counts, strict=True)]
     held: list[tuple[Split, float]] = [("validation", config.validation), ("test", config.test)]
     for split, share in held:
         if share and not any(shards[split]):
             raise UserError(f"data.{split}", f"{share} of this text is less than a character", "raise it or set it to 0")
     near_duplicates = sum(sum(one.dropped) for one in checked)
     curated = counted(raw.reasons for raw in raws)
-    _write_json(folder / "prepared.json", {**shards, "near_duplicates": near_duplicates, "left_out": curated})
+    found = {"near_duplicates": near_duplicates, "left_out": curated, "misfits": misfits}
+    _write_json(folder / "prepared.json", {**shards, **found})
 
 
 def _tokenizer_text(config: TextDataConfig, raws: Sequence[_Raw], checked: Sequence[_Checked]) -> Iterator[bytes]:
     """What the tokenizer is trained on: training text. Only ``characters`` sees all, for an alphabet tells nothing of the text and a
     held-out character without a token could not be scored."""
     characters = config.tokenizer.kind == "characters"
+    template = chats.template_for(config)
     left = [TOKENIZER_BYTES // len(config.sources)] * len(config.sources)
     for raw, (dropped, _) in zip(raws, checked, strict=True):
-        for row, _, part, data in _parts(raw, config):
+        for row, name, part, data in _parts(raw, config):
+            if chats.conversations(config.sources[raw.source]):
+                data = chats.text_of(data, name, template)
             if characters:
                 yield data
             elif part.split == "train" and not dropped[row] and left[raw.source] > 0:
@@ -276,29 +295,51 @@ def _held_out(path: Path) -> HeldOut:
     return HeldOut.load(path)
 
 
+def _compared(source: int, config: TextDataConfig, data: bytes) -> bytes:
+    """What of a document tells whether it is another's copy."""
+    return chats.contents(data) if chats.conversations(config.sources[source]) else data
+
+
 def _check(raw: _Raw, config: TextDataConfig, held_out: Path) -> _Checked | Failure:
     try:
         dropped, splits = [False] * len(read_shard(raw.path, raw.key).names), set()
         for row, _, part, data in _parts(raw, config):
             splits.add(part.split)
-            dropped[row] |= part.split == "train" and _held_out(held_out).holds(data)
+            dropped[row] |= part.split == "train" and _held_out(held_out).holds(_compared(raw.source, config, data))
         return _Checked(dropped, [split for split in SPLITS if split in splits])
     except UserError as error:
         return Failure(error.field, error.problem, error.remedy)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
+def _tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
+    return Tokenizer.reopen(path, config)
+
+
+def _misfits(shard: Path) -> Path:
+    """Beside a shard: how many of its conversations were shortened, and how many it lacks."""
+    return shard.with_suffix(".json")
 
 
 def _encode(work: _Work, config: TextDataConfig, key: str, tokenizer_path: Path) -> Failure | None:
-    tokenizer = _tokenizer(tokenizer_path)
+    tokenizer, template = _tokenizer(tokenizer_path, config.tokenizer), chats.template_for(config)
+    misfits = [0, 0]
     try:
         entries = []
         for row, name, part, data in _parts(work.raw, config):
-            if part.split == work.split and not (part.split == "train" and work.dropped[row]):
+            if part.split != work.split or (part.split == "train" and work.dropped[row]):
+                continue
+            if not chats.conversations(config.sources[work.raw.source]):
                 entries.append(Entry(name, tokenizer.encode(data), len(data), part.ends))
+                continue
+            found = chats.encode(data, name, tokenizer, template, config.context)
+            if found is None:
+                misfits[1] += 1
+            else:
+                misfits[0] += found.shortened
+                entries.append(Entry(name, found.tokens, found.source_bytes, True, found.spans))
+        if chats.conversations(config.sources[work.raw.source]):
+            _write_json(_misfits(work.target), misfits)
         write_shard(work.target, entries, np.uint16 if tokenizer.vocabulary.size <= 2**16 else np.uint32, key)
         return None
     except UserError as error:

@@ -12,21 +12,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from unveil.data.chats import SPAN
 from unveil.data.columns import read_columns, write_columns
 
-SHARD_FORMAT = 2
+SHARD_FORMAT = 3
 
 Array = np.ndarray[Any, Any]
 
 
 class Entry(NamedTuple):
     """A document (or its held-out or training part): its name, its ids without special tokens, how many bytes of the source they
-    stand for, and whether the document really ends here, so that an end token follows."""
+    stand for, whether the document really ends here, so that an end token follows, and of a conversation its answers, as ``chats.Encoded``
+    has them."""
 
     name: str
     tokens: Array
     source_bytes: int
     ends: bool
+    spans: Array = np.zeros((0, SPAN), dtype=np.int64)
 
 
 class Shard(NamedTuple):
@@ -37,26 +40,32 @@ class Shard(NamedTuple):
     offsets: Array
     source_bytes: Array
     ends: Array
+    spans: Array
+    span_offsets: Array
 
 
 def write_shard(path: Path, entries: Sequence[Entry], dtype: type[np.unsignedinteger[Any]], key: str) -> None:
     """Write one file, aside first and then renamed: under its name it is always whole. ``key`` says what shaped it."""
-    offsets = np.concatenate([[0], np.cumsum([len(e.tokens) for e in entries])]).astype(np.int64)
-    tokens = np.concatenate([np.zeros(0, dtype), *(e.tokens for e in entries)]).astype(dtype)
     columns = {
         "name": pa.array([e.name for e in entries], pa.large_string()),
-        "tokens": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens)),
+        "tokens": _lists([e.tokens for e in entries], dtype),
         "source_bytes": pa.array(np.array([e.source_bytes for e in entries], dtype=np.int64)),
         "ends": pa.array(np.array([e.ends for e in entries], dtype=np.uint8)),
+        "spans": _lists([e.spans.reshape(-1) for e in entries], np.int64),
     }
     write_columns(path, columns, SHARD_FORMAT, key)
 
 
+def _lists(parts: Sequence[Array], dtype: Any) -> pa.LargeListArray:
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)))
+
+
 def read_shard(path: Path, key: str) -> Shard:
     """Map one file and check it. Raises UserError where it is missing, truncated, corrupted or of another format or key."""
-    columns = read_columns(path, ("name", "tokens", "source_bytes", "ends"), SHARD_FORMAT, key)
-    lists = columns["tokens"]
-    mapped = (lists.values, lists.offsets, columns["source_bytes"], columns["ends"])
+    columns = read_columns(path, ("name", "tokens", "source_bytes", "ends", "spans"), SHARD_FORMAT, key)
+    lists, spans = columns["tokens"], columns["spans"]
+    mapped = (lists.values, lists.offsets, columns["source_bytes"], columns["ends"], spans.values, spans.offsets)
     return Shard(columns["name"], *(column.to_numpy(zero_copy_only=True) for column in mapped))
 
 
@@ -64,7 +73,8 @@ class TokenStore:
     """The documents of one source and split, over any number of shards.
 
     Per document ``[D]``: ``lengths`` in tokens (int64, special tokens not counted), ``source_bytes`` (int64) and ``ends`` (bool).
-    Only these are in memory; tokens are read from the mapped files. Raises UserError as ``read_shard`` does.
+    ``whole``: they are conversations, which are never cut. Only these are in memory; tokens are read from the mapped files. Raises
+    UserError as ``read_shard`` does.
     """
 
     def __init__(self, paths: Sequence[Path], key: str) -> None:
@@ -75,6 +85,7 @@ class TokenStore:
         self.lengths = self._column([np.diff(s.offsets) for s in self._shards], np.int64)
         self.source_bytes = self._column([s.source_bytes for s in self._shards], np.int64)
         self.ends = self._column([s.ends for s in self._shards], np.bool_)
+        self.whole = any(len(s.spans) for s in self._shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, self._origin
@@ -86,6 +97,11 @@ class TokenStore:
         """Ids of a document: a read-only view, uint8, uint16 or uint32."""
         shard, row = self._find(index)
         return shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
+
+    def spans(self, index: int) -> Array:
+        """The answers of a conversation, int64 ``[A, 4]``."""
+        shard, row = self._find(index)
+        return shard.spans[shard.span_offsets[row] : shard.span_offsets[row + 1]].reshape(-1, SPAN)
 
     def name(self, index: int) -> str:
         shard, row = self._find(index)

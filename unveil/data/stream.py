@@ -39,6 +39,8 @@ class Epoch:
     documents are shuffled together, so that neighbours in a long document do not meet in a step."""
 
     def __init__(self, store: TokenStore, context: int, seed: int, source: int, epoch: int) -> None:
+        # a conversation is one piece, however long its two answers together (data.chats)
+        context = int(store.lengths.max()) + 2 if store.whole else context
         self._store, self._context = store, context
         rng = generator(seed, epoch, source, "order")
         self._phases = rng.integers(0, context - 1, len(store))

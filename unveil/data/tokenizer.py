@@ -86,7 +86,7 @@ class Tokenizer:
             missing = [s for s in SPECIALS if backend.token_to_id(s) is None]
             backend.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in missing])
         backend.encode_special_tokens = vocabulary is None
-        self._given, self._opens = vocabulary, opens
+        self._given, self.opens = vocabulary, opens
         self._backend = backend
         tokens = backend.get_vocab(with_added_tokens=True)
         if vocabulary is not None and (count := max(tokens.values()) + 1) > vocabulary.size:
@@ -123,7 +123,7 @@ class Tokenizer:
         self._special = frozenset(self.vocabulary.specials)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_json, (self._backend.to_str(), self._given, self._opens)
+        return _from_json, (self._backend.to_str(), self._given, self.opens)
 
     def encode(self, data: str | bytes) -> Ids:
         """Ids of the text alone, no special tokens, int64 ``[T]``. Raises UserError for a character (or a byte that is no UTF-8)
@@ -152,7 +152,7 @@ class Tokenizer:
     def opened(self, text: str) -> Ids:
         """``encode``, with the start token before it, unless the text spells it itself."""
         ids, start = self.encode(text), self.vocabulary.start
-        begun = len(ids) and (ids[0] == start or not self._opens)
+        begun = len(ids) and (ids[0] == start or not self.opens)
         return ids if begun else np.concatenate([[start], ids]).astype(np.int64)
 
     def _encode_text(self, text: str) -> list[list[int]]:
@@ -239,6 +239,16 @@ class Tokenizer:
             raise UserError(str(path), f"is no tokenizer.json ({error})", "give one written by the tokenizers library") from error
 
     @staticmethod
+    def reopen(path: Path | str, config: TokenizerConfig) -> Tokenizer:
+        """Read a ``tokenizer.json`` that the recipe's was saved as. Raises UserError as ``load``."""
+        try:
+            vocabulary = Vocabulary(*config.specials) if config.specials else None
+        except (TypeError, ValueError) as error:
+            problem = f"got {list(config.specials)}: {error}"
+            raise UserError("data.tokenizer.specials", problem, "give the seven numbers of its network") from None
+        return Tokenizer.load(path, vocabulary, config.opens)
+
+    @staticmethod
     def train(config: TokenizerConfig, documents: Iterable[bytes]) -> Tokenizer:
         """Make the tokenizer that the recipe names; the same documents give the same tokenizer. ``file`` needs no documents.
 
@@ -246,7 +256,7 @@ class Tokenizer:
         ``bpe`` may end below ``vocabulary`` where the documents are too few. Raises UserError for a vocabulary too small.
         """
         if config.kind == "file":
-            return Tokenizer.load(config.path)
+            return Tokenizer.reopen(config.path, config)
         if config.kind == "characters":
             return _characters(documents)
         characters = _byte_characters()

@@ -19,6 +19,7 @@ from unveil.errors import UserError
 from unveil.family import Curve, Noise, Request, Snapshot, Term, View
 from unveil.nn.packed import Packed
 from unveil.nn.transformer import Transformer
+from unveil.text.conversation import answered
 from unveil.text.vocabulary import Vocabulary
 
 Array = np.ndarray[Any, Any]
@@ -69,6 +70,20 @@ class Discrete:
         if missing <= 0 or tokens[-1] != self.vocabulary.end:
             return tokens
         return np.concatenate([tokens, np.full(missing, self.vocabulary.end, dtype=tokens.dtype)])
+
+    def converse(self, tokens: Array, spans: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """One answer is learned, drawn anew in every epoch, and the conversation ends with it: it would see what follows (LLaDA, section
+        2.3). The number of its end tokens is drawn up to what ``end_padding`` leaves, so that no length of the canvas is strange."""
+        index = int(rng.integers(len(spans)))
+        ends = 1 + int(rng.integers(self._ends(spans[index])))
+        return answered(tokens, spans[index : index + 1], self.vocabulary.end, ends)
+
+    def answer(self, tokens: Array, spans: Array, index: int) -> tuple[Array, Array]:
+        """A conversation up to one of its answers, which is learned, with the end tokens after it: one, or up to ``end_padding``."""
+        return answered(tokens, spans[index : index + 1], self.vocabulary.end, self._ends(spans[index]))
+
+    def _ends(self, span: Array) -> int:
+        return max(1, self.config.end_padding - int(span[1]))
 
     def draw(self, sample_id: int, epoch: int, length: int, rng: np.random.Generator) -> dict[str, Array]:
         """``t``, of the sequence or of every token, and ``u``, a uniform per token; see ``Kind.draw``."""

@@ -30,7 +30,6 @@ from unveil.discrete.sampler import MaskedSampler
 from unveil.discrete.score import UniformObjective
 from unveil.discrete.score import bound as uniform_bound
 from unveil.discrete.stages import block_at, open_share, opened
-from unveil.errors import UserError
 from unveil.family import Noise, Term
 from unveil.nn.layout import Bidirectional, BlockCausal, Layout
 from unveil.nn.packed import Packed
@@ -225,9 +224,7 @@ class UniformScore(Kind):
     def bound(
         self, model: nn.Module, batch: Packed, draws: int, seed: int, counted_T: Tensor | None, given_T: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        if given_T is not None:
-            raise UserError("objective.chain", "is 'uniform': no likelihood given a prompt", "take a run of the chain 'absorb'")
-        return uniform_bound(replace(self.objective, read=self.read), model, batch, draws, seed, counted_T)
+        return uniform_bound(replace(self.objective, read=self.read), model, batch, draws, seed, counted_T, given_T)
 
     def sampler(self, config: MaskedSamplerConfig, stop: Stop | None) -> ScoreSampler:
         chain = Chain(torch.tensor(self.process.states))

@@ -82,7 +82,7 @@ def bound(
     if draws < 1:
         raise ValueError(f"a Monte-Carlo bound needs at least one draw, got {draws}")
     sequence_T, positions_T = batch.sequence_T.cpu().numpy(), batch.positions_T.cpu().numpy()
-    maskable_T = process.maskable(batch.tokens_T).cpu().numpy()
+    maskable_T = process.maskable(batch).cpu().numpy()
     if given_T is not None:
         maskable_T &= ~given_T.cpu().numpy()
     ids_N = batch.sample_ids_N.cpu().numpy()

@@ -84,7 +84,7 @@ class MaskedObjective:
         return {"loss": Term(total)} | {name: Term(value, 0.0) for name, value in measured.items()}
 
     def _maskable(self, batch: Packed, noise: Noise) -> Tensor:
-        maskable_T = self.process.maskable(batch.tokens_T)
+        maskable_T = self.process.maskable(batch)
         return maskable_T & ~noise["given"] if "given" in noise else maskable_T
 
 

@@ -154,22 +154,22 @@ SCHEDULES: dict[str, Schedule] = {"linear": Linear(), "log-linear": LogLinear(),
 class Absorbing:
     """The absorbing chain over tokens: Q takes every token to ``mask`` at rate 1.
 
-    mask: id of the absorbing state. keep: ids that are never noised (the start token).
+    mask: id of the absorbing state. keep: ids that are never noised where they open a sequence (the start token).
     """
 
     schedule: Schedule
     mask: int
     keep: tuple[int, ...] = ()
 
-    def maskable(self, tokens_T: Tensor) -> Tensor:
+    def maskable(self, batch: Packed) -> Tensor:
         """Which tokens the chain may hide, bool ``[T]``."""
-        return _others(tokens_T, self.keep)
+        return _others(batch, self.keep)
 
     def masked(self, batch: Packed, t: Tensor, u_T: Tensor) -> Tensor:
         """Which tokens are hidden, bool ``[T]``: where ``u_T``, uniform on [0, 1), is below 1 - alpha at the time ``t`` of its sequence
         ``[N]`` or its own ``[T]``."""
         rate_T = per_token(batch, self.schedule.mask_rate(t.double()))
-        return (u_T.double() < rate_T) & self.maskable(batch.tokens_T)
+        return (u_T.double() < rate_T) & self.maskable(batch)
 
     def hide(self, tokens_T: Tensor, masked_T: Tensor) -> Tensor:
         """The tokens with the mask token where ``masked_T``."""
@@ -180,27 +180,30 @@ class Absorbing:
 class Uniform:
     """The uniform chain over S tokens: Q = 1 1^T / S - I, so that a token hit by noise becomes any of them, itself included.
 
-    states: ids of the chain. keep: ids that are never noised (the start token).
+    states: ids of the chain. keep: ids that are never noised where they open a sequence (the start token).
     """
 
     schedule: Schedule
     states: tuple[int, ...]
     keep: tuple[int, ...] = ()
 
-    def maskable(self, tokens_T: Tensor) -> Tensor:
+    def maskable(self, batch: Packed) -> Tensor:
         """Which tokens the chain may change, bool ``[T]``."""
-        return _others(tokens_T, self.keep)
+        return _others(batch, self.keep)
 
     def moved(self, sigma: Tensor) -> Tensor:
         """Probability of each other token after total noise ``sigma``: (1 - e^-sigma) / S."""
         return -torch.expm1(-sigma) / len(self.states)
 
-    def noised(self, batch: Packed, t: Tensor, u_T: Tensor) -> Tensor:
-        """x_t ``[T]``: where ``u_T``, uniform on [0, 1), is below 1 - alpha, the token that u / (1 - alpha) points at."""
+    def noised(self, batch: Packed, t: Tensor, u_T: Tensor, given_T: Tensor | None = None) -> Tensor:
+        """x_t ``[T]``: where ``u_T``, uniform on [0, 1), is below 1 - alpha, and nothing is told (``given_T``, bool), the token that
+        u / (1 - alpha) points at."""
         rate_T = per_token(batch, self.schedule.mask_rate(t.double()))
         u_T, states_S = u_T.double(), torch.tensor(self.states, device=u_T.device)
         index_T = (u_T / rate_T.clamp_min(1e-300) * len(states_S)).long().clamp(0, len(states_S) - 1)
-        hit_T = (u_T < rate_T) & self.maskable(batch.tokens_T)
+        hit_T = (u_T < rate_T) & self.maskable(batch)
+        if given_T is not None:
+            hit_T &= ~given_T
         return torch.where(hit_T, states_S[index_T], batch.tokens_T)
 
     def entropy(self, sigma: Tensor) -> Tensor:
@@ -210,8 +213,9 @@ class Uniform:
         return -torch.xlogy(same, same) - (states - 1) * torch.xlogy(other, other)
 
 
-def _others(tokens_T: Tensor, keep: tuple[int, ...]) -> Tensor:
-    allowed_T = torch.ones_like(tokens_T, dtype=torch.bool)
+def _others(batch: Packed, keep: tuple[int, ...]) -> Tensor:
+    """All but the tokens of ``keep`` that open a sequence: elsewhere a start token is an end, where the two are one."""
+    allowed_T = torch.ones_like(batch.tokens_T, dtype=torch.bool)
     for token in keep:
-        allowed_T &= tokens_T != token
-    return allowed_T
+        allowed_T &= batch.tokens_T != token
+    return allowed_T | (batch.positions_T > 0)

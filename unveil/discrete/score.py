@@ -42,7 +42,7 @@ def coefficients(sigma_T: Tensor, same_T: Tensor, states: int) -> tuple[Tensor, 
 class UniformObjective:
     """Sum over the tokens of sigma'(t) SE(x_t, x_0): the diffusion-weighted denoising score entropy (DWDSE, eq. 10), one time per sequence.
 
-    Noise: ``t`` float64 ``[N]`` in [0, 1], ``u`` float64 ``[T]`` uniform on [0, 1).
+    Noise: ``t`` float64 ``[N]`` in [0, 1], ``u`` float64 ``[T]`` uniform on [0, 1); ``given`` as of ``MaskedObjective``.
     """
 
     process: Uniform
@@ -51,17 +51,24 @@ class UniformObjective:
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
         """The tokens that the chain may change."""
-        return {"loss": float(self.process.maskable(batch.tokens_T).sum())}
+        return {"loss": float(self._counted(batch, noise.get("given")).sum())}
 
     def loss(self, model: Any, batch: Packed, noise: Noise) -> dict[str, Term]:
         """``loss``, in nats; its expectation over t ~ U[0, 1] is the bound but for the constants of ``bound``."""
-        return {"loss": Term(self.entropies(model, batch, noise["t"], noise["u"], self.process.maskable(batch.tokens_T))[0])}
+        given_T = noise.get("given")
+        return {"loss": Term(self.entropies(model, batch, noise["t"], noise["u"], self._counted(batch, given_T), given_T)[0])}
 
-    def entropies(self, model: Any, batch: Packed, t: Tensor, u_T: Tensor, counted_T: Tensor) -> tuple[Tensor, Tensor]:
+    def _counted(self, batch: Packed, given_T: Tensor | None) -> Tensor:
+        maskable_T = self.process.maskable(batch)
+        return maskable_T if given_T is None else maskable_T & ~given_T
+
+    def entropies(
+        self, model: Any, batch: Packed, t: Tensor, u_T: Tensor, counted_T: Tensor, given_T: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The sum of sigma'(t) SE over the counted tokens, differentiable, and each of them, detached, float64 ``[T]``, 0 elsewhere."""
         t_T = per_token(batch, t.double())
         sigma_T = sigma(self.process.schedule, t_T)
-        noisy = batch.with_tokens(self.process.noised(batch, t_T, u_T))
+        noisy = batch.with_tokens(self.process.noised(batch, t_T, u_T, given_T))
         hidden_TD = self.read(model, noisy, batch.tokens_T, sigma_T)
         index_C = counted_T.nonzero().squeeze(-1)
         noisy_C, clean_C = noisy.tokens_T[index_C], batch.tokens_T[index_C]
@@ -76,7 +83,13 @@ class UniformObjective:
 
 @torch.no_grad()
 def bound(
-    objective: UniformObjective, model: Any, batch: Packed, draws: int, seed: int, counted_T: Tensor | None = None
+    objective: UniformObjective,
+    model: Any,
+    batch: Packed,
+    draws: int,
+    seed: int,
+    counted_T: Tensor | None = None,
+    given_T: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Lower bound of log p per sequence, in nats, without bias for the bound.
 
@@ -88,6 +101,7 @@ def bound(
     Args:
         draws: times per sequence, on a systematic grid. Deterministic for ``seed`` and the batch's sample ids.
         counted_T: bool ``[T]``; the contributions of other tokens are left out.
+        given_T: bool ``[T]``; tokens that are told: the bound is of the others' log p given these.
 
     Returns:
         Value and standard error, float64 ``[N]``. The error takes the draws as independent; with one it is nan.
@@ -98,7 +112,8 @@ def bound(
     if draws < 1:
         raise ValueError(f"a Monte-Carlo bound needs at least one draw, got {draws}")
     process, ids_N, device = objective.process, batch.sample_ids_N.cpu().numpy(), batch.tokens_T.device
-    maskable_T = process.maskable(batch.tokens_T)
+    given_T = None if given_T is None else given_T.to(device)
+    maskable_T = process.maskable(batch) if given_T is None else process.maskable(batch) & ~given_T
     counted_T = maskable_T if counted_T is None else maskable_T & counted_T.to(device)
     t_KN = torch.from_numpy(grid(ids_N, 0, draws, seed)).to(device)
     uniforms = [
@@ -112,7 +127,8 @@ def bound(
     for at in range(0, draws, together):
         t, u = t_KN[at : at + together], u_KT[at : at + together]
         many = Packed.of(batch.split() * len(t))
-        _, each_T = objective.entropies(model, many, t.flatten(), u.flatten(), counted_T.repeat(len(t)))
+        told_T = None if given_T is None else given_T.repeat(len(t))
+        _, each_T = objective.entropies(model, many, t.flatten(), u.flatten(), counted_T.repeat(len(t)), told_T)
         values_KN[at : at + together].index_add_(1, batch.sequence_T, each_T.view(len(t), -1))
     ends = sigma(process.schedule, torch.tensor([0.0, 1.0], dtype=torch.float64))
     start, end = process.entropy(ends).tolist()

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unveil.data.loader import Scored
 from unveil.family import Family
 from unveil.metrics.compression import bits_per_byte
 from unveil.nn.packed import Packed
-
-HeldOut = tuple[Packed, Tensor, Tensor]
-"""A pack, which of its tokens are source tokens (``[T]`` bool) and the source bytes of each sequence (``[N]`` int64)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class BitsPerByte:
     sequences: int
 
 
-def held_out_bits(family: Family, model: nn.Module, batches: Iterable[HeldOut], draws: int = 1, seed: int = 0) -> BitsPerByte:
+def held_out_bits(family: Family, model: nn.Module, batches: Iterable[Scored], draws: int = 1, seed: int = 0) -> BitsPerByte:
     """Score every batch with ``Family.log_likelihood``.
 
     Args:
@@ -54,20 +53,23 @@ def held_out_bits(family: Family, model: nn.Module, batches: Iterable[HeldOut], 
     errors: list[Tensor] = []
     sizes: list[Tensor] = []
     tokens, endings, ending_nats = 0, 0, 0.0
+    kind: Any = family
     was_training = model.training
     model.eval()
     try:
-        for batch, content_T, bytes_N in batches:
-            log_p, error = family.log_likelihood(model, batch, draws, seed, content_T)
+        for scored in batches:
+            batch, content_T, bytes_N, given_T = scored
+            told = {} if given_T is None else {"given_T": given_T}
+            log_p, error = kind.log_likelihood(model, batch, draws, seed, content_T, **told)
             nats.append(-log_p.double().cpu())
             errors.append(error.double().cpu())
             sizes.append(bytes_N.double().cpu())
             tokens += int(content_T.sum())
-            ends = _with_end(batch, content_T)
+            ends = _with_end(scored)
             if ends is not None:
-                ended, end_T = ends
-                ending_nats -= float(family.log_likelihood(model, ended, draws, seed, end_T)[0].sum())
-                endings += int(end_T.sum())
+                ended, end_T, told = ends
+                ending_nats -= float(kind.log_likelihood(model, ended, draws, seed, end_T, **told)[0].sum())
+                endings += len(ended.sample_ids_N)
     finally:
         model.train(was_training)
     if not sizes or not (total := float(torch.cat(sizes).sum())):
@@ -88,12 +90,17 @@ def held_out_bits(family: Family, model: nn.Module, batches: Iterable[HeldOut], 
     )
 
 
-def _with_end(batch: Packed, content_T: Tensor) -> tuple[Packed, Tensor] | None:
-    """The sequences that hold an end token, alone, and where it stands: neither source nor the start at position 0."""
+def _with_end(scored: Scored) -> tuple[Packed, Tensor, dict[str, Tensor]] | None:
+    """The sequences that end with the document or the turn, alone, what ends them, and what is told: neither source, told, nor the start at
+    position 0."""
+    batch, content_T, _, given_T = scored
     end_T = ~content_T & (batch.positions_T > 0)
-    parts = zip(batch.split(), batch.split(end_T), batch.sample_ids_N.tolist(), strict=True)
-    kept = [(tokens, end, sample) for tokens, end, sample in parts if bool(end.any())]
+    end_T = end_T if given_T is None else end_T & ~given_T
+    told = batch.split(end_T if given_T is None else given_T)
+    parts = zip(batch.split(), batch.split(end_T), told, batch.sample_ids_N.tolist(), strict=True)
+    kept = [part for part in parts if bool(part[1].any())]
     if not kept:
         return None
-    tokens, ends, samples = zip(*kept, strict=True)
-    return Packed.of(tokens, samples), torch.cat(ends)
+    ended = Packed.of([tokens for tokens, *_ in kept], [sample for *_, sample in kept])
+    given = {} if given_T is None else {"given_T": torch.cat([given for _, _, given, _ in kept])}
+    return ended, torch.cat([end for _, end, *_ in kept]), given

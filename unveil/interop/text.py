@@ -128,6 +128,18 @@ Fill = Callable[[Transformer, Mapping[str, torch.Tensor]], None]
 
 def read(folder: Path, fill: Fill | None = None) -> Foreign:
     """The model of a folder, its weights in the dtype in which they lie there, each read once into its place; or as ``fill`` puts them.
+    Raises UserError as ``described``, and for weights that are pickled, missing, left over or misshapen."""
+    found = described(folder)
+    names = parts(found.model.config, kind_of(read_json(folder / CONFIG, _DOWNLOAD), str(folder / CONFIG)))
+    if fill is None:
+        _fill(found.model, names, folder)
+    else:
+        fill(found.model, _renamed(found.model, names, folder))
+    return found._replace(model=found.model.eval())
+
+
+def described(folder: Path) -> Foreign:
+    """The model of a folder without its weights: on the meta device.
 
     Raises:
         UserError: a file is missing or corrupted, weights are pickled, missing, left over or misshapen, a model type or a setting is not
@@ -136,20 +148,14 @@ def read(folder: Path, fill: Fill | None = None) -> Foreign:
     source = str(folder / CONFIG)
     given = read_json(folder / CONFIG, _DOWNLOAD)
     kind = kind_of(given, source)
-    built, names, context = network(given, source)
+    built, _, context = network(given, source)
     if built.config.time_conditioning and isinstance(built.layout, BlockCausal):
-        raise UserError(
-            source, "its blocks are told the noise level, which no sampler here tells them", "take one without time conditioning"
-        )
+        problem = "its blocks are told the noise level, which no sampler here tells them"
+        raise UserError(source, problem, "take one without time conditioning")
     size = len(built.embedding.weight)
     masked = kind not in AUTOREGRESSIVE and not (kind == SCORE and told.uniform(given))
     tokenizer = tokens.read(folder, given, size, masked=masked, last=kind in TOLD, opens=kind not in UNOPENED)
-    recipe = _recipe(folder, kind, given, built, context, tokenizer)
-    if fill is None:
-        _fill(built, names, folder)
-    else:
-        fill(built, _renamed(built, names, folder))
-    return Foreign(recipe, tokenizer, built.eval())
+    return Foreign(_recipe(folder, kind, given, built, context, tokenizer), tokenizer, built)
 
 
 def named(folder: Path) -> Mapping[str, torch.Tensor]:

@@ -49,6 +49,12 @@ class KVCache:
         self.keys[layer][row, :, : len(keys_TGE)] = keys_TGE.transpose(0, 1)
         self.values[layer][row, :, : len(values_TGE)] = values_TGE.transpose(0, 1)
 
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Row b forgets what it holds beyond its first ``lengths[b]`` entries. Raises ValueError where it holds fewer."""
+        if len(lengths) != len(self.lengths) or any(new > old for new, old in zip(lengths, self.lengths, strict=True)):
+            raise ValueError(f"rows of {self.lengths} entries cannot be cut to {list(lengths)}")
+        self.lengths = list(lengths)
+
     def select(self, rows: Sequence[int]) -> KVCache:
         """A cache of these rows, in this order; their capacity is kept, so that they go on without growing at once."""
         index = torch.tensor(list(rows), dtype=torch.int64, device=self.keys[0].device)

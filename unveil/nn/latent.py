@@ -66,16 +66,16 @@ class LatentAttention(Attention):
         q_THE = torch.cat(self._queries(x_TD, by), dim=-1)
         return self.merge(attention(q_THE, *self._expanded(*compressed), batch.cu_seqlens, batch.max_seqlen, layout, self.scale))
 
-    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
+    def decode(self, x_TD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
         """Absorbed: ``keys`` holds latents and rotated keys ``[B, 1, C, C + R]``, ``values`` nothing."""
-        slots.write(keys, torch.cat(self._compressed(x_BD, by), dim=-1)[:, None])
-        plain_BHP, rotated_BHR = self._queries(x_BD, by)
-        to_keys_HPC, to_values_HVC = self._up(x_BD.dtype)
-        absorbed_BHC = torch.einsum("bhp,hpc->bhc", plain_BHP, to_keys_HPC)
-        q_B1HC = torch.cat((absorbed_BHC, rotated_BHR), dim=-1)[:, None]
+        slots.write(keys, torch.cat(self._compressed(x_TD, by), dim=-1)[:, None])
+        plain_THP, rotated_THR = self._queries(x_TD, by)
+        to_keys_HPC, to_values_HVC = self._up(x_TD.dtype)
+        absorbed_THC = torch.einsum("thp,hpc->thc", plain_THP, to_keys_HPC)
+        q_T1HC = torch.cat((absorbed_THC, rotated_THR), dim=-1)[:, None]
         # the rotated key is attended to along with the latent and dropped: one fused kernel for both
-        found_B1HC = F.scaled_dot_product_attention(q_B1HC, keys, keys, attn_mask=slots.mask, scale=self.scale)
-        return self.out(torch.einsum("bhc,hvc->bhv", found_B1HC[:, 0, :, : self.latent.width], to_values_HVC).flatten(1))
+        found_T1HC = slots.attend(q_T1HC, keys, keys, self.scale)
+        return self.out(torch.einsum("thc,hvc->thv", found_T1HC[:, 0, :, : self.latent.width], to_values_HVC).flatten(1))
 
     def _queries(self, x_TD: Tensor, by: Rotation) -> tuple[Tensor, Tensor]:
         """The plain part ``[T, H, P]`` and the rotated one ``[T, H, R]``."""

@@ -15,7 +15,7 @@ from unveil.nn.affine import Affine
 from unveil.nn.attention import attention
 from unveil.nn.block_attention import block_diffusion_attention
 from unveil.nn.kv_cache import KVCache
-from unveil.nn.layout import BlockDiffusion, Layout
+from unveil.nn.layout import BlockDiffusion, Causal, Layout
 from unveil.nn.linear import Linear
 from unveil.nn.norm import RMSNorm
 from unveil.nn.packed import Packed
@@ -23,20 +23,41 @@ from unveil.nn.rotary import Rotation, rotate
 
 
 class Slots(NamedTuple):
-    """Where one decoding step writes and what it may read, the same for all layers: one new token at ``positions_B`` of each row."""
+    """Where a step writes and what it may read, the same for all layers: N new tokens at ``positions_BN`` of each row."""
 
-    rows_B: Tensor
-    positions_B: Tensor
+    positions_BN: Tensor
     mask: Tensor | None
-    """Which of the keys a row may see, ``[B, 1, 1, C]``; None where every row sees them all."""
+    """Which of the keys a token may see, ``[B, 1, N, C]``; None where each sees them all."""
     even: int = -1
-    """The position, where it is the same in every row: a plain slice is cheaper than an index."""
+    """The first of the positions, where it is the same in every row: a plain slice is cheaper than an index."""
 
-    def write(self, store_BGCE: Tensor, new_BGE: Tensor) -> None:
+    @staticmethod
+    def behind(starts_B: Tensor, count: int, seen: int, window: int, even: int = -1) -> Slots:
+        """``count`` tokens from ``starts_B`` on, in a cache of which the first ``seen`` entries are looked at."""
+        positions_BN = starts_B[:, None] + torch.arange(count, device=starts_B.device)
+        if even >= 0 and count == 1 and not (window and seen > window + 1):
+            return Slots(positions_BN, None, even)
+        places = torch.arange(seen, device=starts_B.device)
+        return Slots(positions_BN, Causal(window).allows(positions_BN[..., None], places)[:, None], even)
+
+    def write(self, store_BGCE: Tensor, new_TGE: Tensor) -> None:
+        rows, count = self.positions_BN.shape
+        new_BNGE = new_TGE.unflatten(0, (rows, count))
         if self.even >= 0:
-            store_BGCE[:, :, self.even] = new_BGE
+            store_BGCE[:, :, self.even : self.even + count] = new_BNGE.transpose(1, 2)
         else:
-            store_BGCE[self.rows_B, :, self.positions_B] = new_BGE
+            store_BGCE[torch.arange(rows, device=store_BGCE.device)[:, None], :, self.positions_BN] = new_BNGE
+
+    def attend(self, q_TGRE: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
+        """What R query heads find under the key head that they share, ``[T, G, R, E]``."""
+        rows, count = self.positions_BN.shape
+        each, mask = q_TGRE.shape[2], self.mask
+        if mask is not None and count > 1 and each > 1:
+            mask = mask.repeat_interleave(each, dim=2)
+        # they stand in the place of query positions: no key is repeated
+        q_BGNE = q_TGRE.unflatten(0, (rows, count)).transpose(1, 2).flatten(2, 3)
+        found_BGNE = F.scaled_dot_product_attention(q_BGNE, keys, values, attn_mask=mask, scale=scale)
+        return found_BGNE.unflatten(2, (count, each)).transpose(1, 2).flatten(0, 1)
 
 
 class Attention(nn.Module, ABC):
@@ -59,8 +80,8 @@ class Attention(nn.Module, ABC):
         """``forward`` that also fills the named rows of a cache, one per sequence."""
 
     @abstractmethod
-    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
-        """One new token per row, that sees the layer's part of a cache."""
+    def decode(self, x_TD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
+        """N new tokens per row, those of a row side by side, that see the layer's part of a cache."""
 
     def forward(self, x_TD: Tensor, by: Rotation, cu_seqlens: Tensor, max_seqlen: int, layout: Layout | BlockDiffusion) -> Tensor:
         heads = self.project(x_TD, by)
@@ -104,13 +125,11 @@ class SelfAttention(Attention):
             cache.write(layer, row, keys, values)
         return self.merge(attention(q_THE, k_TGE, v_TGE, batch.cu_seqlens, batch.max_seqlen, layout))
 
-    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
-        q_BHE, k_BGE, v_BGE = self.project(x_BD, by)
-        slots.write(keys, k_BGE)
-        slots.write(values, v_BGE)
-        # the query heads of a group stand in the place of query positions: no key is repeated
-        q_BGRE = q_BHE.unflatten(1, (self.groups, -1))
-        return self.out(F.scaled_dot_product_attention(q_BGRE, keys, values, attn_mask=slots.mask).flatten(1))
+    def decode(self, x_TD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots) -> Tensor:
+        q_THE, k_TGE, v_TGE = self.project(x_TD, by)
+        slots.write(keys, k_TGE)
+        slots.write(values, v_TGE)
+        return self.out(slots.attend(q_THE.unflatten(1, (self.groups, -1)), keys, values).flatten(1))
 
 
 def head_width(config: TransformerConfig) -> int:

@@ -6,6 +6,7 @@ It knows nothing of noise or of losses: tokens in, hidden states out; ``head`` t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from unveil.nn.layout import BlockDiffusion, Causal, Layout
 from unveil.nn.linear import Linear
 from unveil.nn.modulation import Level, Tell, Told, modulated
 from unveil.nn.moe import Experts
+from unveil.nn.mtp import Depth, States, step
 from unveil.nn.norm import LayerNorm, RMSNorm
 from unveil.nn.packed import Packed
 from unveil.nn.partial import through
@@ -63,9 +65,9 @@ class Block(nn.Module):
         vectors = self._vectors(told)
         return self._after(x_TD, self.attention.prefill(self._before(x_TD, vectors), by, batch, layout, cache, layer, rows), vectors)
 
-    def decode(self, x_BD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots, told: Told | None = None) -> Tensor:
+    def decode(self, x_TD: Tensor, by: Rotation, keys: Tensor, values: Tensor, slots: Slots, told: Told | None = None) -> Tensor:
         vectors = self._vectors(told)
-        return self._after(x_BD, self.attention.decode(self._before(x_BD, vectors), by, keys, values, slots), vectors)
+        return self._after(x_TD, self.attention.decode(self._before(x_TD, vectors), by, keys, values, slots), vectors)
 
     def _vectors(self, told: Told | None) -> tuple[Tensor, ...]:
         """Shift, scale and gate of the attention, then of the feed-forward; nothing where the block is told nothing."""
@@ -106,7 +108,7 @@ def hidden_width(config: TransformerConfig) -> int:
 
 
 class Transformer(nn.Module):
-    """Embedding, ``depth`` blocks, a final norm and a head.
+    """Embedding, ``depth`` blocks, a final norm and a head; behind them the depths of multi-token prediction, if there are any.
 
     Args:
         config: widths and switches. Raises ValueError if a head has no whole, even width or kv_heads do not divide the heads.
@@ -124,7 +126,8 @@ class Transformer(nn.Module):
         self.config, self.layout = config, layout
         self.compute_dtype = torch.get_default_dtype()
         self._compiled = False
-        self._compiled_decode: Callable[..., Tensor] | None = None
+        self._compiled_decode: Callable[..., States] | None = None
+        self._compiled_draft: Callable[..., States] | None = None
         self._compiled_part: Callable[..., Tensor] | None = None
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
@@ -134,6 +137,7 @@ class Transformer(nn.Module):
         self.head = Head(config.width, vocabulary, config.head_bias)
         if config.tie:
             self.head.weight = self.embedding.weight  # type: ignore[assignment]
+        self.mtp = nn.ModuleList(Depth(config, Block(config, config.depth + k)) for k in range(config.mtp.depths))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -185,6 +189,10 @@ class Transformer(nn.Module):
                 not given. Others take no notice of it.
             layout: for this pass, in place of the network's own.
         """
+        return self._shifted(self.read(batch, time, layout)[1], batch)
+
+    def read(self, batch: Packed, time: Tensor | None = None, layout: Layout | None = None) -> States:
+        """States ``[T, D]``, before the final norm and behind it."""
         x_TD, by = self._enter(batch.tokens_T, batch.positions_T)
         told = self._hear(time, batch)
         if self._compiled:  # packs differ in length: say so before the first one is compiled for its own
@@ -192,21 +200,26 @@ class Transformer(nn.Module):
                 torch._dynamo.maybe_mark_dynamic(ragged, 0)
         for block in self.blocks:
             x_TD = block(x_TD, by, batch.cu_seqlens, batch.max_seqlen, layout or self.layout, told)
-        return self._shifted(self._leave(x_TD, told), batch)
+        return x_TD, self._leave(x_TD, told)
 
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache of ``rows`` sequences with room for ``capacity`` tokens each; it grows when that is used up."""
+    def new_cache(self, rows: int, capacity: int, layers: int = 0) -> KVCache:
+        """An empty cache of ``rows`` sequences with room for ``capacity`` tokens each; it grows when that is used up. ``layers``: as many
+        as there are blocks, if not given."""
         config = self.config
         latent = config.latent
         heads, widths = config.kv_heads or config.heads, (head_width(config), head_width(config))
         if latent.width:
             heads, widths = 1, (latent.width + latent.rotary, 0)
         return KVCache.empty(
-            config.depth, rows, heads, capacity, widths, dtype=self.compute_dtype, device=self.embedding.weight.device
+            layers or config.depth, rows, heads, capacity, widths, dtype=self.compute_dtype, device=self.embedding.weight.device
         )  # fmt: skip
 
     def prefill(self, batch: Packed, cache: KVCache, rows: Sequence[int]) -> Tensor:
         """``forward`` that also fills the named rows of a cache, one per sequence of the pack, all of them empty before."""
+        return self._shifted(self.prefill_states(batch, cache, rows)[1], batch)
+
+    def prefill_states(self, batch: Packed, cache: KVCache, rows: Sequence[int]) -> States:
+        """``read`` that does what ``prefill`` does."""
         cache.reserve(batch.max_seqlen)
         x_TD, by = self._enter(batch.tokens_T, batch.positions_T)
         told = self._hear(None)
@@ -214,38 +227,43 @@ class Transformer(nn.Module):
             x_TD = block.prefill(x_TD, by, batch, self.layout, cache, layer, rows, told)  # type: ignore[operator]
         for row, length in zip(rows, batch.lengths, strict=True):
             cache.lengths[row] = length
-        return self._shifted(self._leave(x_TD, told), batch)
+        return x_TD, self._leave(x_TD, told)
 
     def decode(self, tokens_B: Tensor, cache: KVCache) -> Tensor:
-        """Append one token to every row of the cache; hidden states ``[B, D]`` of those tokens.
+        """Append one token to every row of the cache; hidden states ``[B, D]`` of those tokens. Raises ValueError as ``extend``."""
+        return self.extend(tokens_B[:, None], cache)[1][:, 0]
 
-        Raises ValueError for a layout that is not causal.
+    def extend(self, tokens_BN: Tensor, cache: KVCache) -> States:
+        """Append N tokens to every row of the cache; their states ``[B, N, D]``, as of ``read``.
+
+        Rows are as long as they are. One that wants fewer tokens takes any at its end and is cut back (``KVCache.cut``): no token sees
+        those behind it, and the next ones are written over them. Raises ValueError for a layout that is not causal.
         """
         if not isinstance(self.layout, Causal):
             raise ValueError(f"token by token needs a causal layout, this network has {self.layout}")
-        longest = max(cache.lengths) + 1
-        cache.reserve(longest)
-        positions_B = torch.tensor(cache.lengths, device=tokens_B.device)
-        if self._compiled_decode is not None:  # a few shapes for all lengths
-            seen = min(cache.capacity, -(-longest // DECODE_STEP) * DECODE_STEP)
-            hidden_BD = self._compiled_decode(tokens_B, positions_B, *cache.first(seen))
-        else:
-            even = longest - 1 if min(cache.lengths) == longest - 1 else -1
-            hidden_BD = self._decode(tokens_B, positions_B, *cache.first(longest), even)
-        cache.lengths = [n + 1 for n in cache.lengths]
-        return hidden_BD
+        starts_B, even, keys, values = self.opened(cache, tokens_BN.shape[1])
+        states = (self._compiled_decode or self._decode)(tokens_BN, starts_B, keys, values, even)
+        cache.lengths = [n + tokens_BN.shape[1] for n in cache.lengths]
+        return states
 
-    def _decode(self, tokens_B: Tensor, positions_B: Tensor, keys: list[Tensor], values: list[Tensor], even: int = -1) -> Tensor:
-        window, seen = self.config.window, keys[0].shape[2]
-        places = torch.arange(seen, device=tokens_B.device)
-        whole = even >= 0 and not (window and seen > window + 1)
-        mask = None if whole else Causal(window).allows(positions_B[:, None], places)[:, None, None, :]
-        slots = Slots(torch.arange(len(tokens_B), device=tokens_B.device), positions_B, mask, even)
-        x_BD, by = self._enter(tokens_B, positions_B)
+    def opened(self, cache: KVCache, count: int) -> tuple[Tensor, int, list[Tensor], list[Tensor]]:
+        """Room for ``count`` more tokens a row: where they begin, that place where it is the same for all (or -1), keys and values up to
+        there or, of a compiled step, which is to meet few shapes, somewhat beyond."""
+        longest = max(cache.lengths) + count
+        cache.reserve(longest)
+        starts_B = torch.tensor(cache.lengths, device=cache.keys[0].device)
+        if self._compiled_decode is not None:
+            return starts_B, -1, *cache.first(min(cache.capacity, -(-longest // DECODE_STEP) * DECODE_STEP))
+        even = longest - count if min(cache.lengths) == longest - count else -1
+        return starts_B, even, *cache.first(longest)
+
+    def _decode(self, tokens_BN: Tensor, starts_B: Tensor, keys: list[Tensor], values: list[Tensor], even: int = -1) -> States:
+        slots = Slots.behind(starts_B, tokens_BN.shape[1], keys[0].shape[2], self.config.window, even)
+        x_TD, by = self._enter(tokens_BN.flatten(), slots.positions_BN.flatten())
         told = self._hear(None)
         for block, k, v in zip(self.blocks, keys, values, strict=True):
-            x_BD = block.decode(x_BD, by, k, v, slots, told)  # type: ignore[operator]
-        return self._leave(x_BD, told)
+            x_TD = block.decode(x_TD, by, k, v, slots, told)  # type: ignore[operator]
+        return x_TD.unflatten(0, tokens_BN.shape), self._leave(x_TD, told).unflatten(0, tokens_BN.shape)
 
     def compile_decoding(self, backend: str = "inductor") -> None:
         """Compile a step of decoding as a whole: a token for each row, or parts of rows (``nn.partial``), in a few forms for all lengths.
@@ -257,24 +275,30 @@ class Transformer(nn.Module):
             if isinstance(module, Linear):
                 module.weight.data = module.weight.data.T.contiguous().T
         self._compiled_decode = torch.compile(self._decode, backend=backend)
+        self._compiled_draft = torch.compile(partial(step, self), backend=backend)
         self._compiled_part = torch.compile(through, backend=backend, dynamic=True)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""
-        for block in self.blocks:
+        for block in (*self.blocks, *(depth.block for depth in self.mtp)):
             block.compile(backend=backend)
         self.head.compile_loss(backend)
         self._compiled = True
 
     def flops_per_token(self, context: float) -> float:
-        """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average."""
-        return 6.0 * self.head.weight.numel() + sum(self.layer_flops(layer, context) for layer in range(len(self.blocks)))
+        """Forward and backward, by matrix products and attention scores; a token sees ``context`` keys on average. Training runs the
+        depths of multi-token prediction too, each with the head."""
+        layers = [*self.blocks, *self.mtp]
+        return 6.0 * (1 + len(self.mtp)) * self.head.weight.numel() + sum(self._flops(layer, context) for layer in layers)
 
     def layer_flops(self, layer: int, context: float) -> float:
         """The share of one block in ``flops_per_token``; of experts only those that a token goes to."""
+        return self._flops(self.blocks[layer], context)
+
+    def _flops(self, layer: nn.Module, context: float) -> float:
         config = self.config
         value = config.latent.value if config.latent.width else head_width(config)
-        matrices = active(self.blocks[layer], lambda name, p: p.dim() >= 2 and "tell" not in name)
+        matrices = active(layer, lambda name, p: p.dim() >= 2 and "tell" not in name)
         return 6.0 * matrices + 6.0 * config.heads * (head_width(config) + value) * context
 
 

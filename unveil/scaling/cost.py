@@ -43,9 +43,9 @@ def network_cost(model: TransformerConfig, context: int, vocabulary: int) -> Cos
     """
     with torch.device("meta"):
         network = Transformer(model, 1, Causal())
-    beside = 6.0 * network.head.weight.numel()
+    beside = 6.0 * network.head.weight.numel() * (1 + model.mtp.depths)
     blocks = network.flops_per_token(0) - beside
-    return Cost(blocks, blocks + 6.0 * vocabulary * model.width, network.flops_per_token(context) - beside)
+    return Cost(blocks, blocks + 6.0 * vocabulary * model.width * (1 + model.mtp.depths), network.flops_per_token(context) - beside)
 
 
 def model_scale(recipe: TextRecipe) -> float:

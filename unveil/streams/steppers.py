@@ -152,7 +152,7 @@ class CachedStepper(_Steps):
         mask = None
         if min(seen) < self.slots - 1:
             mask = (torch.arange(self.slots, device=device) <= torch.tensor(seen, device=device)[:, None])[:, None, None]
-        slots = Slots(torch.arange(len(rows), device=device), places_B, mask, even)
+        slots = Slots(places_B[:, None], mask, even)
         by = self.network.turned(torch.tensor(seen, device=device), self.dtype)
         x_BD = self.network.enter(features_BF)
         for i, block in enumerate(self.blocks):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from unveil.errors import UserError, nearest
 
+TEMPLATE = "chat_template.jinja"
 Message = Mapping[str, str]
 """``{"role": ..., "content": ...}``."""
 
@@ -17,8 +19,17 @@ class ChatTemplate(Protocol):
     stop: tuple[str, ...]
     """Strings at which the model's turn is over, beside the end token."""
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation, up to where the model's turn begins. Raises UserError for messages that it cannot render."""
+    source: str
+    """In Jinja; empty for the plain one."""
+    specials: Mapping[str, str]
+    """Texts of special tokens that it names."""
+
+    def render(self, messages: Sequence[Message], opened: bool = True) -> str:
+        """The conversation, up to where the model's turn begins; without ``opened`` up to where its last turn ends. Raises UserError for
+        messages that it cannot render."""
+
+    def save(self, folder: Path) -> None:
+        """Write it where ``chat_template`` finds it."""
 
 
 def check(messages: Sequence[Message]) -> None:
@@ -41,25 +52,38 @@ class PlainTemplate:
     """
 
     stop: tuple[str, ...] = ("\nUser:", "\nSystem:")
+    source = ""
+    specials: Mapping[str, str] = MappingProxyType({})
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], opened: bool = True) -> str:
         check(messages)
         for index, message in enumerate(messages):
             if message["role"] not in _NAMES:
                 raise UserError(f"messages[{index}].role", f"got '{message['role']}'", nearest(message["role"], _NAMES))
         turns = [f"{_NAMES[m['role']]}: {m['content'].strip()}\n" for m in messages]
-        return "".join(turns) + "Assistant:"
+        return "".join(turns) + "Assistant:" * opened
+
+    def save(self, folder: Path) -> None:
+        """It is what a folder without a template has."""
 
 
 class HeaderTemplate:
     """LLaDA's turns, each after a header with its role; the template that is shipped with its weights does not open the answer's turn."""
 
     stop: tuple[str, ...] = ("<|eot_id|>",)
+    source = (
+        "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ '\\n\\n' }}{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}{% endif %}"
+    )
+    specials: Mapping[str, str] = MappingProxyType({})
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], opened: bool = True) -> str:
         check(messages)
         turns = [f"{self._header(m['role'])}{m['content'].strip()}<|eot_id|>" for m in messages]
-        return "".join(turns) + self._header("assistant")
+        return "".join(turns) + self._header("assistant") * opened
+
+    def save(self, folder: Path) -> None:
+        JinjaTemplate(self.source).save(folder)
 
     @staticmethod
     def _header(role: str) -> str:
@@ -99,18 +123,26 @@ class JinjaTemplate:
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals["raise_exception"] = raise_exception
         self._error = jinja2.TemplateError
-        self._specials = dict(specials or {})
+        self.source: str = source
+        self.specials: Mapping[str, str] = dict(specials or {})
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise UserError("chat_template", f"does not parse: {error}", "mend it, or remove it to chat in plain text") from None
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], opened: bool = True) -> str:
         check(messages)
         try:
-            return self._template.render(messages=[dict(m) for m in messages], add_generation_prompt=True, **self._specials)
+            return self._template.render(messages=[dict(m) for m in messages], add_generation_prompt=opened, **self.specials)
         except (self._error, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise UserError("chat_template", f"does not take these messages: {error}", "change their roles or order") from None
+
+    def save(self, folder: Path) -> None:
+        """Beside what the folder's ``tokenizer_config.json`` says already."""
+        (folder / TEMPLATE).write_text(self.source, encoding="utf-8")
+        if self.specials:
+            path = folder / "tokenizer_config.json"
+            path.write_text(json.dumps({**_settings(path), **self.specials}, indent=2) + "\n", encoding="utf-8")
 
 
 def chat_template(folder: Path) -> ChatTemplate:
@@ -129,7 +161,7 @@ def chat_template(folder: Path) -> ChatTemplate:
         if "default" not in named:
             raise UserError(str(path), f"names the templates {', '.join(sorted(named))}", "name the one to use 'default'")
         source = named["default"]
-    alone = folder / "chat_template.jinja"
+    alone = folder / TEMPLATE
     if alone.is_file():
         source = alone.read_text(encoding="utf-8")
     if not source and "<|im_start|>" in _added(folder):

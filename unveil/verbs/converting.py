@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,4 +28,4 @@ class Convert:
         no_settings(overrides, "convert")
         from unveil.convert import convert
 
-        print(convert(self.source, self.destination, self.to).resolve().as_uri())
+        print(convert(self.source, self.destination, self.to, lambda line: print(line, file=sys.stderr)).resolve().as_uri())
