@@ -142,6 +142,8 @@ class TransformerConfig:
     tie: bool = False
     """Share the embedding with the head."""
     rope_theta: Positive = 10000.0
+    rotary_width: Natural = 0
+    """How much of a head is turned by its position, from the front; 0 means all of it."""
     norm_eps: Positive = 1e-6
     dropout: Share = 0.0
     window: Natural = 0

@@ -113,6 +113,9 @@ def checked(recipe: R) -> R:
                 raise UserError("model.heads", f"{heads} do not cut model.width = {width} into even parts", "choose a divisor")
             case TransformerConfig(head_width=head_width) if head_width % 2:
                 raise UserError("model.head_width", f"{head_width} is odd, rotary positions want pairs", "choose an even one, or 0")
+            case TransformerConfig(rotary_width=turned) if turned % 2 or turned > (section.head_width or section.width // section.heads):
+                problem = f"{turned} is odd, or more than a head of {section.head_width or section.width // section.heads}"
+                raise UserError("model.rotary_width", problem, "choose an even one below that, or 0")
             case TransformerConfig(heads=heads, kv_heads=kv_heads) if kv_heads and heads % kv_heads:
                 raise UserError("model.kv_heads", f"{kv_heads} does not divide model.heads = {heads}", "choose a divisor, or 0")
             case UNetConfig(channels=channels, attention=attention) if len(channels) != len(attention):
@@ -207,7 +210,7 @@ def _check_latent(model: TransformerConfig) -> None:
         raise UserError("model.latent.rotary", f"{latent.rotary} is odd, rotary positions want pairs", "choose an even one")
     if latent.value > (each := latent.plain + latent.rotary):
         raise UserError("model.latent.value", f"{latent.value} is above model.latent.plain + rotary = {each}", "lower it")
-    for name in ("kv_heads", "head_width", "qk_norm", "qkv_bias"):
+    for name in ("kv_heads", "head_width", "rotary_width", "qk_norm", "qkv_bias"):
         if getattr(model, name):
             raise UserError(f"model.{name}", f"is {getattr(model, name)} with latent attention", "leave it out, or model.latent.width 0")
 

@@ -121,7 +121,12 @@ def test_one_line_names_what_is_wrong(name: str, tmp_path: Path, capsys: pytest.
     assert words in answered(["sample", str(place)], capsys)
 
 
-def test_rules_for_masks_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the chain that has none."""
+def test_rules_for_masks_know_nothing_of_the_uniform_chain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place, _ = folder(tmp_path, "uniform")
     assert "sampler.commit" in answered(["sample", str(place), "--sampler.commit", "quota"], capsys)
+
+
+def test_rules_for_masks_on_the_absorbing_chain(tmp_path: Path) -> None:
+    run: Any = unveil.load(folder(tmp_path, "absorb")[0])
+    *_, last = run.sample(seed=3, length=9, commit="quota", order="confidence")
+    assert len(last.rows[0].tokens) == 10 and max(last.rows[0].tokens) < V - 1

@@ -115,7 +115,7 @@ def test_a_conversation_in_the_terminal(
 
 # vocab.json and merges.txt ---------------------------------------------------------------------------------------------------
 
-TEXT = "It's  naïve: 3 of 45 (x_y)\n\n\tWE'LL see… 日本語 <|im_end|>don't\r\n  end "
+TEXT = "It's cafe\u0301  naïve: 3 of 45 (x_y)\n\n\tWE'LL see… 日本語 <|im_end|>don't\r\n  end "
 
 
 def in_parts(at: Path, kind: str) -> Path:

@@ -67,6 +67,7 @@ def fill(network: nn.Module, source: Mapping[str, Tensor], kind: Weights, where:
     check({name: wanted.get(name, torch.empty(0, device="meta")) for name in source}, wanted, where)  # the names alone: nothing is read
     first = {id(p): name for name, p in network.named_parameters()}
     tied = [(name, first[id(p)]) for name, p in network.named_parameters(remove_duplicate=False) if first[id(p)] != name]
+    buffers = dict(network.named_buffers())
     rounded = {f"{name}.weight": (name, module) for name, module in matrices(network)} if kind != "full" else {}
     for name, tensor in wanted.items():
         value = source[name]
@@ -76,13 +77,18 @@ def fill(network: nn.Module, source: Mapping[str, Tensor], kind: Weights, where:
         if name in rounded:
             path, module = rounded[name]
             put(network, path, Quantised(stored(value, kind, name), getattr(module, "bias", None), module.muon_slices))
+        elif name in buffers:
+            put(network, name, value.clone())
         else:
             put(network, name, nn.Parameter(value.clone(), requires_grad=False))
     for name, other in tied:
         put(network, name, network.get_parameter(other))
+    for name, buffer in list(network.named_buffers()):
+        if buffer.is_meta:  # counts, which no file holds
+            put(network, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
 
 
-def put(network: nn.Module, name: str, part: nn.Module | nn.Parameter) -> None:
-    """Set a module or a parameter by its full name."""
+def put(network: nn.Module, name: str, part: nn.Module | Tensor) -> None:
+    """Set a module, a parameter or a buffer by its full name."""
     place, _, last = name.rpartition(".")
     setattr(network.get_submodule(place), last, part)

@@ -6,10 +6,10 @@ LLaDA is Llama, Dream and DiffuCoder are Qwen2, SDAR is Qwen3, each with the cau
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from unveil.config import TransformerConfig
+from unveil.config import ExpertsConfig, TransformerConfig
 from unveil.errors import UserError
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part
@@ -24,7 +24,8 @@ class Names:
     embedding: str
     block: str
     attention_norm: str
-    qkv: tuple[str, str, str]
+    qkv: tuple[str, ...]
+    """One each, or one of all rows."""
     out: str
     feedforward_norm: str
     gate_up: tuple[str, str]
@@ -32,6 +33,8 @@ class Names:
     norm: str
     head: str
     qk_norm: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
+    shared: str = "shared_expert"
+    """The experts that every token goes to, as one."""
 
 
 LLAMA = Names(
@@ -57,6 +60,14 @@ LLADA = Names(
     down="ff_out",
     norm="model.transformer.ln_f",
     head="model.transformer.ff_out",
+)
+LLADA2 = replace(
+    LLAMA,
+    embedding="model.word_embeddings",
+    qkv=("attention.query_key_value",),
+    out="attention.dense",
+    qk_norm=("attention.query_layernorm", "attention.key_layernorm"),
+    shared="mlp.shared_experts",
 )
 
 _LLAMA_DEFAULTS: dict[str, Any] = {
@@ -240,6 +251,7 @@ def _plain(c: TransformerConfig, name: str) -> None:
         "condition": 0,
         "window": 0,
         "shift": False,
+        "rotary_width": 0,
     }
     if c.latent.width:
         raise UserError("model.latent.width", f"is {c.latent.width}, {name} has no latent attention", "train with 0 to export")
@@ -262,16 +274,35 @@ def parts(c: TransformerConfig, names: Names) -> list[Part]:
     for i in range(c.depth):
         ours, theirs = f"blocks.{i}", f"{names.block}.{i}"
         for kind in ("weight", "bias") if c.qkv_bias else ("weight",):
-            found.append(Part(f"{ours}.attention.qkv.{kind}", tuple(f"{theirs}.{name}.{kind}" for name in names.qkv), rows=rows))
+            apart = rows if len(names.qkv) > 1 else ()
+            found.append(Part(f"{ours}.attention.qkv.{kind}", tuple(f"{theirs}.{name}.{kind}" for name in names.qkv), rows=apart))
         if c.qk_norm:
             pairs = zip(("q_norm", "k_norm"), names.qk_norm, strict=True)
             found += [Part(f"{ours}.attention.{a}.weight", (f"{theirs}.{b}.weight",)) for a, b in pairs]
-        found.append(Part(f"{ours}.feedforward.gate_up.weight", tuple(f"{theirs}.{name}.weight" for name in names.gate_up)))
         for a, b in (
             ("attention.out", names.out),
-            ("feedforward.down", names.down),
             ("attention_norm", names.attention_norm),
             ("feedforward_norm", names.feedforward_norm),
         ):
             found.append(Part(f"{ours}.{a}.weight", (f"{theirs}.{b}.weight",)))
+        if c.experts.routed and i >= c.experts.dense:
+            found += _experts(c.experts, f"{ours}.feedforward", theirs, names)
+        else:
+            found += _gated(f"{ours}.feedforward", theirs, names.gate_up, names.down)
     return found
+
+
+def _gated(ours: str, theirs: str, gate_up: tuple[str, ...], down: str) -> list[Part]:
+    halves = tuple(f"{theirs}.{name}.weight" for name in gate_up)
+    return [Part(f"{ours}.gate_up.weight", halves), Part(f"{ours}.down.weight", (f"{theirs}.{down}.weight",))]
+
+
+def _experts(c: ExpertsConfig, ours: str, theirs: str, names: Names) -> list[Part]:
+    mlp, each = f"{theirs}.mlp", range(c.routed)
+    halves = tuple(f"{mlp}.experts.{e}.{half}_proj.weight" for e in each for half in ("gate", "up"))
+    found = [Part(f"{ours}.router.weight", (f"{mlp}.gate.weight",))]
+    found += [Part(f"{ours}.router.bias", (f"{mlp}.gate.expert_bias",))] if c.bias else []
+    found.append(Part(f"{ours}.gate_up.weight", halves, stacked=c.routed))
+    found.append(Part(f"{ours}.down.weight", tuple(f"{mlp}.experts.{e}.down_proj.weight" for e in each), stacked=c.routed))
+    shared = tuple(f"{names.shared}.{half}_proj" for half in ("gate", "up"))
+    return found + (_gated(f"{ours}.shared", theirs, shared, f"{names.shared}.down_proj") if c.shared else [])

@@ -32,13 +32,20 @@ PIXEL = Layout(lambda theirs: theirs[..., 0, 0], lambda ours: ours[..., None, No
 class Part:
     """One parameter of ours: the rows of ``theirs``, one after the other.
 
-    ``rows`` says how many are each one's where there are several; none are given if they are equally many.
+    ``rows`` says how many are each one's where there are several; none are given if they are equally many. Where ``stacked`` is E, there
+    is a matrix for each of E experts, ``[E, F, D]``, which is taken as ``[E F, D]``.
     """
 
     ours: str
     theirs: tuple[str, ...]
     layout: Layout = SAME
     rows: tuple[int, ...] = ()
+    stacked: int = 0
+
+    def pieces(self, ours: Tensor) -> Sequence[Tensor]:
+        """Of our parameter, the rows of each of ``theirs``, as views."""
+        flat = ours.flatten(0, 1) if self.stacked else ours
+        return flat.split(self.rows or len(flat) // len(self.theirs))
 
 
 class Renamed(Mapping[str, Tensor]):
@@ -49,7 +56,8 @@ class Renamed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         part = self._parts[name]
-        return torch.cat([part.layout.read(self._found[theirs]) for theirs in part.theirs])
+        rows = torch.cat([part.layout.read(self._found[theirs]) for theirs in part.theirs])
+        return rows.unflatten(0, (part.stacked, -1)) if part.stacked else rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -72,8 +80,7 @@ def exported(network: nn.Module, parts: Sequence[Part]) -> dict[str, Tensor]:
     """Their state dict, as views of our weights."""
     ours, state = weights(network), dict[str, Tensor]()
     for part in parts:
-        pieces = ours[part.ours].split(part.rows or len(ours[part.ours]) // len(part.theirs))
-        state |= {name: part.layout.write(piece) for name, piece in zip(part.theirs, pieces, strict=True)}
+        state |= {name: part.layout.write(piece) for name, piece in zip(part.theirs, part.pieces(ours[part.ours]), strict=True)}
     return state
 
 
@@ -88,7 +95,9 @@ def renamed(network: nn.Module, parts: Sequence[Part], found: Mapping[str, Tenso
 
 
 def imported(network: nn.Module, parts: Sequence[Part], found: Mapping[str, Tensor], source: str) -> None:
-    """Copy their weights into ours. Raises UserError as ``renamed``."""
-    theirs, ours = renamed(network, parts, found, source), weights(network)
-    for name in theirs:
-        ours[name].copy_(theirs[name])
+    """Copy their weights into ours, one at a time. Raises UserError as ``renamed``."""
+    renamed(network, parts, found, source)
+    ours = weights(network)
+    for part in parts:
+        for name, piece in zip(part.theirs, part.pieces(ours[part.ours]), strict=True):
+            piece.copy_(part.layout.read(found[name]))

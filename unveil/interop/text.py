@@ -31,22 +31,30 @@ from unveil.config import (
 )
 from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError, nearest
-from unveil.interop import decoder, tokens, told
+from unveil.interop import decoder, experts, tokens, told
 from unveil.interop.folder import CONFIG, read_json, write_json
 from unveil.interop.state import Part, exported, imported, renamed
 from unveil.interop.tensors import Some, save, stored
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
+from unveil.nn.routing import Router
 from unveil.nn.transformer import Transformer
 from unveil.text.vocabulary import Vocabulary
 
-AUTOREGRESSIVE, MASKED, BLOCKS = ("llama", "qwen2", "qwen3"), ("llada", "Dream", "mdlm"), ("sdar", "bd3lm")
+AUTOREGRESSIVE = ("llama", "qwen2", "qwen3", "qwen3_moe")
+MASKED, BLOCKS = ("llada", "lladamoe", "Dream", "mdlm"), ("sdar", "sdar_moe", "llada2_moe", "bd3lm")
 SCORE = "sedd"
 """Of a folder without a ``model_type``, which names a graph."""
 TOLD = ("mdlm", "bd3lm", SCORE)
 """Diffusion transformers, as ``interop.told`` knows them."""
 KINDS = (*AUTOREGRESSIVE, *MASKED, *BLOCKS, SCORE)
-LATER = {"lladamoe": "LLaDA-MoE", "llada2_moe": "LLaDA2", "sdar_moe": "SDAR-MoE", "qwen3_moe": "Qwen3-MoE"}
-"""Model types that want a mixture of experts."""
+READERS = {"llada": decoder.llada, "lladamoe": experts.llada, "llada2_moe": experts.llada2, SCORE: told.sedd}
+READERS |= dict.fromkeys(("mdlm", "bd3lm"), told.mdlm) | dict.fromkeys(("qwen3_moe", "sdar_moe"), experts.qwen3)
+LIKE = {"Dream": "qwen2", "sdar": "qwen3"}
+"""Whose settings the others have."""
+BLOCK = {"sdar": 4, "sdar_moe": 4, "llada2_moe": 32, "bd3lm": 1}
+"""Tokens of a block where the published settings leave it out."""
+UNOPENED = ("qwen2", "qwen3", "qwen3_moe", "sdar", "sdar_moe", "lladamoe", "llada2_moe")
+"""Whose texts begin without a start token."""
 _DOWNLOAD = "take the whole folder of the same download"
 
 
@@ -74,10 +82,6 @@ def kind_of(given: Mapping[str, Any], source: str) -> str:
     kind = str(given.get("model_type", SCORE if "graph" in given else ""))
     if kind == "llada" and given.get("num_experts"):
         kind = "lladamoe"
-    if kind in LATER:
-        raise UserError(
-            source, f"model_type is '{kind}' ({LATER[kind]}), a mixture of experts, which is not read here", "take a dense model"
-        )
     if kind not in KINDS:
         raise UserError(source, f"model_type is '{kind}', a network that is not read here", nearest(kind, KINDS))
     return kind
@@ -86,14 +90,10 @@ def kind_of(given: Mapping[str, Any], source: str) -> str:
 def network(given: Mapping[str, Any], source: str) -> tuple[Transformer, list[Part], int]:
     """The network of a ``config.json``, on the meta device, the names of its weights and its longest context. Raises UserError."""
     kind = kind_of(given, source)
-    if kind == "llada":
-        config, size, context = decoder.llada(given, source)
-    elif kind == SCORE:
-        config, size, context = told.sedd(given, source)
-    elif kind in ("mdlm", "bd3lm"):
-        config, size, context = told.mdlm(given, source)
+    if kind in READERS:
+        config, size, context = READERS[kind](given, source)
     else:
-        config, size, context = decoder.llama(given, {"Dream": "qwen2", "sdar": "qwen3"}.get(kind, kind), source)
+        config, size, context = decoder.llama(given, LIKE.get(kind, kind), source)
     config = dataclasses.replace(config, shift=kind == "Dream")
     layout: Layout = Bidirectional()
     if kind in AUTOREGRESSIVE:
@@ -112,12 +112,11 @@ def parts(config: TransformerConfig, kind: str) -> list[Part]:
     """The names of the weights of one of ``KINDS``."""
     if kind in TOLD:
         return told.parts(config, "" if kind == SCORE else told.BACKBONE)
-    return decoder.parts(config, decoder.LLADA if kind == "llada" else decoder.LLAMA)
+    return decoder.parts(config, {"llada": decoder.LLADA, "llada2_moe": decoder.LLADA2}.get(kind, decoder.LLAMA))
 
 
 def _block(given: Mapping[str, Any], kind: str, source: str) -> int:
-    """Tokens of a block; the published settings of SDAR leave it out where it is 4."""
-    block = given.get("block_size", 4 if kind == "sdar" else 1)
+    block = given.get("block_size", BLOCK[kind])
     if type(block) is not int or block < 1:
         raise UserError(source, f"block_size is {block}, a whole number above 0 is wanted", "correct the file")
     return block
@@ -155,8 +154,7 @@ def described(folder: Path) -> Foreign:
         raise UserError(source, problem, "take one without time conditioning")
     size = len(built.embedding.weight)
     masked = kind not in AUTOREGRESSIVE and not (kind == SCORE and told.uniform(given))
-    opens = kind not in ("qwen2", "qwen3", "sdar")
-    tokenizer = tokens.read(folder, given, size, masked=masked, last=kind in TOLD, opens=opens)
+    tokenizer = tokens.read(folder, given, size, masked=masked, last=kind in TOLD, opens=kind not in UNOPENED)
     return Foreign(_recipe(folder, kind, given, built, context, tokenizer), tokenizer, built)
 
 
@@ -185,6 +183,9 @@ def _fill(built: Transformer, names: list[Part], folder: Path) -> None:
     found, file = _found(built, names, folder)
     first = next((found[name] for part in names for name in part.theirs if name in found), None)
     built.to(torch.float32 if first is None else first.dtype).to_empty(device="cpu")
+    for router in (module for module in built.modules() if isinstance(module, Router)):
+        router.counts.zero_()
+        router.bias = None if router.bias is None else router.bias.float()  # it decides between scores that are close
     if built.config.tie:
         built.head.weight = built.embedding.weight  # type: ignore[assignment]
     imported(built, names, found, str(file))
@@ -222,13 +223,15 @@ def write(folder: Path, recipe: TextRecipe, tokenizer: Tokenizer, model: Transfo
     """A folder that ``read`` reads, and ``transformers`` where it has such a network; the model type.
 
     An autoregressive network is a Llama, Qwen2 or Qwen3. A masked one is a LLaDA; with biases and shifted states a Dream, with q/k-norm an
-    SDAR, told a noise level an MDLM, of scores a SEDD. Raises UserError for what none of them has.
+    SDAR, told a noise level an MDLM, of scores a SEDD; with experts the kin of these that has them.
+
+    Raises UserError for what none of them has.
     """
     v, config, context = tokenizer.vocabulary, recipe.model, recipe.data.context
     kind, settings = _settings(config, recipe, v, context)
     layout = model.layout
     if isinstance(layout, BlockCausal):
-        if kind not in ("sdar", "mdlm"):
+        if kind not in ("sdar", "sdar_moe", "llada2_moe", "mdlm"):
             raise UserError("model", f"attends block by block, which '{kind}' does not", "train with q/k-norm to export")
         settings |= {"block_size": layout.block} | ({"model_type": (kind := "bd3lm")} if kind == "mdlm" else {})
     specials = {"bos": v.start, "eos": v.end, "pad": v.end} | ({} if v.mask < 0 or kind in AUTOREGRESSIVE else {"mask": v.mask})
@@ -249,7 +252,12 @@ def _settings(c: TransformerConfig, recipe: TextRecipe, v: Vocabulary, context: 
     """One of ``KINDS``, and its settings."""
     if isinstance(recipe, DiscreteRecipe) and isinstance(recipe.objective, ScoreConfig):
         return SCORE, told.sedd_settings(c, recipe.objective, v, context)
-    if isinstance(recipe, AutoregressiveRecipe):
+    if c.experts.routed and c.norm == "rms":
+        kind = "qwen3_moe" if isinstance(recipe, AutoregressiveRecipe) else "llada2_moe"
+        if isinstance(recipe, DiscreteRecipe) and c.experts.gate == "softmax":
+            kind = "sdar_moe" if isinstance(recipe.objective, BlockConfig) else "lladamoe"
+        found = experts.settings(c, kind, v.size, context)
+    elif isinstance(recipe, AutoregressiveRecipe):
         found = decoder.llama_settings(c, v.size, context)
     elif c.norm == "layer":
         found = told.mdlm_settings(c, v.size, context)

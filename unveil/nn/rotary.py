@@ -51,7 +51,10 @@ def magnitude(factor: float, mscale: float) -> float:
 
 
 def rotate(x_TNE: Tensor, by: Rotation) -> Tensor:
-    """Turn each pair (i, i + E/2) of every head by its position's angle."""
+    """Turn each pair (i, i + E/2) of every head by its position's angle; where ``by`` has fewer angles, those of its first part alone."""
+    turned = 2 * by.cos.shape[-1]
+    if turned < x_TNE.shape[-1]:
+        return torch.cat((rotate(x_TNE[..., :turned], by), x_TNE[..., turned:]), dim=-1)
     # the two halves as a dimension of their own: a compiler reads runs of E/2 this way, where it gathers single values for a roll
     x = x_TNE.unflatten(-1, (2, -1))
     return torch.addcmul(x * by.cos, x.flip(-2), by.sin).flatten(-2)

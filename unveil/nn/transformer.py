@@ -158,7 +158,7 @@ class Transformer(nn.Module):
 
     def _enter(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Rotation]:
         config = self.config
-        turned = config.latent.rotary if config.latent.width else head_width(config)
+        turned = config.latent.rotary if config.latent.width else config.rotary_width or head_width(config)
         by = rotation(positions, turned, config.rope_theta, self.compute_dtype, config.yarn)
         return F.embedding(tokens, self.embedding.weight).to(self.compute_dtype), by
 
