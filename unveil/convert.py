@@ -13,14 +13,14 @@ from unveil.adapters import lora
 from unveil.config import AdapterConfig
 from unveil.errors import UserError
 from unveil.image_run import ImageRun
-from unveil.interop import diffusers, text
+from unveil.interop import deepseek, diffusers, text
 from unveil.nn import mtp
 from unveil.run import load
 from unveil.text.chat import chat_template
 from unveil.text_run import TextRun
 from unveil.training import final
 
-Form = Literal["unveil", "diffusers", "hf"]
+Form = Literal["unveil", "diffusers", "hf", "hf-fp8"]
 
 
 def convert(source: str | Path, destination: str | Path, to: Form | None = None, say: Callable[[str], object] = lambda line: None) -> Path:
@@ -41,8 +41,8 @@ def convert(source: str | Path, destination: str | Path, to: Form | None = None,
         raise UserError("--to", f"'{to}' is the form that {source} has already", "copy it, or leave --to out for the other form")
     if isinstance(run, TextRun):
         return _write_text(run, destination, to, say)
-    if not isinstance(run, ImageRun) or to == "hf":
-        raise UserError("--to", "'hf' is a form for models of text, this is one of images", "leave it out, or take diffusers")
+    if not isinstance(run, ImageRun) or to in ("hf", "hf-fp8"):
+        raise UserError("--to", f"'{to}' is a form for models of text, this is one of images", "leave it out, or take diffusers")
     if theirs:
         _write_final(run, destination)
     else:
@@ -65,8 +65,8 @@ def _write_text(run: TextRun, folder: Path, to: Form | None, say: Callable[[str]
         run.tokenizer.save(folder / "tokenizer.json")
         final.write(folder, run.model, {"vocabulary": run.tokenizer.vocabulary.size, "recipe": recipes.tables(run.recipe)})
         return folder
-    kind = text.write(folder, run.recipe, run.tokenizer, run.model)  # type: ignore[arg-type]
-    if count := mtp.parameters(run.model):
+    kind = text.write(folder, run.recipe, run.tokenizer, run.model, to == "hf-fp8")  # type: ignore[arg-type]
+    if (count := mtp.parameters(run.model)) and kind != deepseek.KIND:
         say(f"model.mtp: its {count:,} parameters are left out, the layout has none; without them nothing drafts")
     chat_template(run.folder).save(folder)
     cards.write(folder, cards.of_text(trained, folder.name, kind))

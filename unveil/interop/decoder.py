@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unveil.config import ExpertsConfig, TransformerConfig
+from unveil.config import ExpertsConfig, TransformerConfig, YarnConfig
 from unveil.errors import UserError
 from unveil.interop.settings import Settings
 from unveil.interop.state import Part
@@ -32,6 +32,8 @@ class Names:
     down: str
     norm: str
     head: str
+    bias: str = "gate.expert_bias"
+    """Of the router, behind ``mlp``."""
     qk_norm: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
     shared: str = "shared_expert"
     """The experts that every token goes to, as one."""
@@ -89,6 +91,15 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
     "use_sliding_window": False,
     "tie_word_embeddings": False,
 }
+_YARN: dict[str, Any] = {
+    "factor": None,
+    "original_max_position_embeddings": None,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.0,
+    "truncate": True,
+}
 _LLADA_DEFAULTS: dict[str, Any] = {
     "d_model": None,
     "n_layers": None,
@@ -122,7 +133,6 @@ def llama(given: Mapping[str, Any], kind: str, source: str) -> tuple[Transformer
     s = Settings({key: value for key, value in given.items() if key in _LLAMA_DEFAULTS}, _LLAMA_DEFAULTS, source)
     for key, wanted in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False), ("use_sliding_window", False)):
         s.require(key, wanted)
-    s.require("rope_scaling", None)
     heads, width = s.count("num_attention_heads"), s.count("hidden_size")
     each = (128 if kind == "qwen3" else 0) if s["head_dim"] is None else s.count("head_dim")
     config = TransformerConfig(
@@ -135,20 +145,54 @@ def llama(given: Mapping[str, Any], kind: str, source: str) -> tuple[Transformer
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
         norm_eps=float(s.number("rms_norm_eps")),
-        rope_theta=_theta(s),
+        rope_theta=theta(s),
+        yarn=yarn(s),
         tie=bool(s["tie_word_embeddings"]),
     )
     return config, s.count("vocab_size"), s.count("max_position_embeddings")
 
 
-def _theta(s: Settings) -> float:
-    """Of the rotation; newer files state it in a table of its own."""
+def theta(s: Settings) -> float:
+    """Base of the rotation; newer files state it in a table of its own."""
     table = s["rope_parameters"]
+    return float(table.get("rope_theta", s["rope_theta"]) if isinstance(table, Mapping) else s.number("rope_theta"))
+
+
+def yarn(s: Settings) -> YarnConfig:
+    """How positions are stretched. Raises UserError for another way than YaRN's."""
+    key = "rope_parameters" if s["rope_parameters"] is not None else "rope_scaling"
+    table = s[key]
     if table is None:
-        return float(s.number("rope_theta"))
-    if not isinstance(table, Mapping) or table.get("rope_type", "default") != "default":
-        raise s.refusal("rope_parameters", table, "only the default rotation is supported")
-    return float(table.get("rope_theta", s["rope_theta"]))
+        return YarnConfig()
+    kind = table.get("rope_type", table.get("type", "default")) if isinstance(table, Mapping) else None
+    if kind == "default":
+        return YarnConfig()
+    if kind != "yarn" or table.get("attention_factor") is not None:
+        raise s.refusal(key, table, "only the default rotation and YaRN's are supported")
+    t = Settings({k: v for k, v in table.items() if k in _YARN}, _YARN, s.source)
+    t.require("truncate", True)
+    return YarnConfig(
+        factor=float(t.number("factor")),
+        original=t.count("original_max_position_embeddings"),
+        fast=float(t.number("beta_fast")),
+        slow=float(t.number("beta_slow")),
+        mscale=float(t.number("mscale")),
+        mscale_all=float(t.number("mscale_all_dim")),
+    )
+
+
+def rotation_settings(c: TransformerConfig) -> dict[str, Any]:
+    """``rope_theta`` and, where positions are stretched, ``rope_scaling``."""
+    y = c.yarn
+    if y.factor == 1:
+        return {"rope_theta": c.rope_theta}
+    table: dict[str, Any] = {"rope_type": "yarn", "factor": y.factor, "original_max_position_embeddings": y.original}
+    table |= {"beta_fast": y.fast, "beta_slow": y.slow}
+    if y.mscale_all:
+        table |= {"mscale": y.mscale, "mscale_all_dim": y.mscale_all}
+    elif y.mscale != 1:
+        raise UserError("model.yarn.mscale", f"is {y.mscale:g} with mscale_all 0, which no layout states", "train with 1 to export")
+    return {"rope_theta": c.rope_theta, "rope_scaling": table}
 
 
 def llada(given: Mapping[str, Any], source: str) -> tuple[TransformerConfig, int, int]:
@@ -200,7 +244,7 @@ def llama_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[
         "hidden_act": "silu",
         "max_position_embeddings": context,
         "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
+        **rotation_settings(c),
         "attention_bias": False,
         "tie_word_embeddings": c.tie,
     }
@@ -209,6 +253,8 @@ def llama_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[
 def llada_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[str, Any]:
     """As ``llama_settings``, for LLaDA."""
     _plain(c, "LLaDA")
+    if c.yarn.factor > 1:
+        raise UserError("model.yarn.factor", f"is {c.yarn.factor:g}, LLaDA's positions are not stretched", "train with 1 to export")
     for name in ("qkv_bias", "qk_norm"):
         if getattr(c, name):
             raise UserError(f"model.{name}", "is true, which LLaDA does not have", "train without it to export")
@@ -243,27 +289,20 @@ def llada_settings(c: TransformerConfig, vocabulary: int, context: int) -> dict[
 
 
 def _plain(c: TransformerConfig, name: str) -> None:
-    absent = {
-        "norm": "rms",
-        "feedforward": "swiglu",
-        "head_bias": False,
-        "time_conditioning": False,
-        "condition": 0,
-        "window": 0,
-        "shift": False,
-        "rotary_width": 0,
-    }
     if c.latent.width:
         raise UserError("model.latent.width", f"is {c.latent.width}, {name} has no latent attention", "train with 0 to export")
     if c.experts.routed:
         raise UserError("model.experts.routed", f"is {c.experts.routed}, {name} has no experts", "train with 0 to export")
-    if c.yarn.factor > 1:
-        raise UserError(
-            "model.yarn.factor", f"is {c.yarn.factor:g}, and stretched positions are not exported yet", "train with 1 to export"
-        )
-    for key, wanted in absent.items():
-        if getattr(c, key) != wanted:
-            raise UserError(f"model.{key}", f"is {getattr(c, key)}, which {name} does not have", f"train with {wanted} to export")
+    refuse(c, name, {"rotary_width": 0})
+
+
+def refuse(c: TransformerConfig, name: str, also: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that no decoder has, nor the ``name`` that is wanted, by what it has instead."""
+    plain = {"norm": "rms", "feedforward": "swiglu", "head_bias": False, "time_conditioning": False, "condition": 0, "window": 0}
+    for key, wanted in {**plain, "shift": False, **also}.items():
+        allowed = wanted if isinstance(wanted, tuple) else (wanted,)
+        if getattr(c, key) not in allowed:
+            raise UserError(f"model.{key}", f"is {getattr(c, key)}, which {name} does not have", f"train with {allowed[0]} to export")
 
 
 def parts(c: TransformerConfig, names: Names) -> list[Part]:
@@ -285,11 +324,15 @@ def parts(c: TransformerConfig, names: Names) -> list[Part]:
             ("feedforward_norm", names.feedforward_norm),
         ):
             found.append(Part(f"{ours}.{a}.weight", (f"{theirs}.{b}.weight",)))
-        if c.experts.routed and i >= c.experts.dense:
-            found += _experts(c.experts, f"{ours}.feedforward", theirs, names)
-        else:
-            found += _gated(f"{ours}.feedforward", theirs, names.gate_up, names.down)
+        found += feedforward(c, i, f"{ours}.feedforward", theirs, names)
     return found
+
+
+def feedforward(c: TransformerConfig, layer: int, ours: str, theirs: str, names: Names) -> list[Part]:
+    """The weights of a layer's feed-forward or experts."""
+    if c.experts.routed and layer >= c.experts.dense:
+        return _experts(c.experts, ours, theirs, names)
+    return _gated(ours, theirs, names.gate_up, names.down)
 
 
 def _gated(ours: str, theirs: str, gate_up: tuple[str, ...], down: str) -> list[Part]:
@@ -301,7 +344,7 @@ def _experts(c: ExpertsConfig, ours: str, theirs: str, names: Names) -> list[Par
     mlp, each = f"{theirs}.mlp", range(c.routed)
     halves = tuple(f"{mlp}.experts.{e}.{half}_proj.weight" for e in each for half in ("gate", "up"))
     found = [Part(f"{ours}.router.weight", (f"{mlp}.gate.weight",))]
-    found += [Part(f"{ours}.router.bias", (f"{mlp}.gate.expert_bias",))] if c.bias else []
+    found += [Part(f"{ours}.router.bias", (f"{mlp}.{names.bias}",))] if c.bias else []
     found.append(Part(f"{ours}.gate_up.weight", halves, stacked=c.routed))
     found.append(Part(f"{ours}.down.weight", tuple(f"{mlp}.experts.{e}.down_proj.weight" for e in each), stacked=c.routed))
     shared = tuple(f"{names.shared}.{half}_proj" for half in ("gate", "up"))

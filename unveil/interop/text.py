@@ -31,7 +31,7 @@ from unveil.config import (
 )
 from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError, nearest
-from unveil.interop import decoder, experts, tokens, told
+from unveil.interop import decoder, deepseek, experts, tokens, told
 from unveil.interop.folder import CONFIG, read_json, write_json
 from unveil.interop.state import Part, exported, imported, renamed
 from unveil.interop.tensors import Some, save, stored
@@ -40,14 +40,20 @@ from unveil.nn.routing import Router
 from unveil.nn.transformer import Transformer
 from unveil.text.vocabulary import Vocabulary
 
-AUTOREGRESSIVE = ("llama", "qwen2", "qwen3", "qwen3_moe")
+AUTOREGRESSIVE = ("llama", "qwen2", "qwen3", "qwen3_moe", deepseek.KIND)
 MASKED, BLOCKS = ("llada", "lladamoe", "Dream", "mdlm"), ("sdar", "sdar_moe", "llada2_moe", "bd3lm")
 SCORE = "sedd"
 """Of a folder without a ``model_type``, which names a graph."""
 TOLD = ("mdlm", "bd3lm", SCORE)
 """Diffusion transformers, as ``interop.told`` knows them."""
 KINDS = (*AUTOREGRESSIVE, *MASKED, *BLOCKS, SCORE)
-READERS = {"llada": decoder.llada, "lladamoe": experts.llada, "llada2_moe": experts.llada2, SCORE: told.sedd}
+READERS = {
+    "llada": decoder.llada,
+    "lladamoe": experts.llada,
+    "llada2_moe": experts.llada2,
+    SCORE: told.sedd,
+    deepseek.KIND: deepseek.config,
+}
 READERS |= dict.fromkeys(("mdlm", "bd3lm"), told.mdlm) | dict.fromkeys(("qwen3_moe", "sdar_moe"), experts.qwen3)
 LIKE = {"Dream": "qwen2", "sdar": "qwen3"}
 """Whose settings the others have."""
@@ -105,11 +111,15 @@ def network(given: Mapping[str, Any], source: str) -> tuple[Transformer, list[Pa
             built = Transformer(config, size, layout)
     except (ValueError, TypeError) as error:
         raise UserError(source, f"its settings make no network ({error})", _DOWNLOAD) from None
+    if kind == deepseek.KIND:
+        return built, deepseek.parts(config, bool(given.get("rope_interleave", True))), context
     return built, parts(config, kind), context
 
 
 def parts(config: TransformerConfig, kind: str) -> list[Part]:
-    """The names of the weights of one of ``KINDS``."""
+    """The names of the weights of one of ``KINDS``, as they are written."""
+    if kind == deepseek.KIND:
+        return deepseek.parts(config)
     if kind in TOLD:
         return told.parts(config, "" if kind == SCORE else told.BACKBONE)
     return decoder.parts(config, {"llada": decoder.LLADA, "llada2_moe": decoder.LLADA2}.get(kind, decoder.LLAMA))
@@ -130,7 +140,7 @@ def read(folder: Path, fill: Fill | None = None) -> Foreign:
     """The model of a folder, its weights in the dtype in which they lie there, each read once into its place; or as ``fill`` puts them.
     Raises UserError as ``described``, and for weights that are pickled, missing, left over or misshapen."""
     found = described(folder)
-    names = parts(found.model.config, kind_of(read_json(folder / CONFIG, _DOWNLOAD), str(folder / CONFIG)))
+    names = network(_given(folder), str(folder / CONFIG))[1]
     if fill is None:
         _fill(found.model, names, folder)
     else:
@@ -145,8 +155,7 @@ def described(folder: Path) -> Foreign:
         UserError: a file is missing or corrupted, weights are pickled, missing, left over or misshapen, a model type or a setting is not
             supported, there is no mask token, or the tokenizer has more tokens than the network.
     """
-    source = str(folder / CONFIG)
-    given = read_json(folder / CONFIG, _DOWNLOAD)
+    source, given = str(folder / CONFIG), _given(folder)
     kind = kind_of(given, source)
     built, _, context = network(given, source)
     if built.config.time_conditioning and isinstance(built.layout, BlockCausal):
@@ -158,9 +167,15 @@ def described(folder: Path) -> Foreign:
     return Foreign(_recipe(folder, kind, given, built, context, tokenizer), tokenizer, built)
 
 
+def _given(folder: Path) -> dict[str, Any]:
+    """The settings of a folder, as far as its weights bear them out."""
+    given: dict[str, Any] = read_json(folder / CONFIG, _DOWNLOAD)
+    return deepseek.without_missing_depths(given, stored(folder)[0]) if given.get("model_type") == deepseek.KIND else given
+
+
 def named(folder: Path) -> Mapping[str, torch.Tensor]:
     """The weights of a folder under our names, read when they are asked for. Raises UserError as ``read``."""
-    built, names, _ = network(read_json(folder / CONFIG, _DOWNLOAD), str(folder / CONFIG))
+    built, names, _ = network(_given(folder), str(folder / CONFIG))
     return _renamed(built, names, folder)
 
 
@@ -173,6 +188,8 @@ def _found(built: Transformer, names: list[Part], folder: Path) -> tuple[Mapping
     """The weights of a folder by its own names, without what is no weight of a network, and the file to name in messages."""
     found, file = stored(folder)
     found = told.without_buffers(found, built.config, str(file))
+    if built.config.latent.width:
+        found = deepseek.plain(found, built.config, str(file))
     if built.config.tie and (twice := _tied(names, found)):
         found = Some(found, [name for name in found if name not in twice])
     return found, file
@@ -219,17 +236,23 @@ def _recipe(folder: Path, kind: str, given: Mapping[str, Any], built: Transforme
     return recipes.checked(DiscreteRecipe(data=data, model=built.config, objective=objective, sampler=uncovered))
 
 
-def write(folder: Path, recipe: TextRecipe, tokenizer: Tokenizer, model: Transformer) -> str:
-    """A folder that ``read`` reads, and ``transformers`` where it has such a network; the model type.
+def write(folder: Path, recipe: TextRecipe, tokenizer: Tokenizer, model: Transformer, in_fp8: bool = False) -> str:
+    """A folder that ``read`` reads, and ``transformers`` where it has such a network; the model type. ``in_fp8`` writes the matrices of a
+    DeepSeek-V3 in blocks of FP8.
 
-    An autoregressive network is a Llama, Qwen2 or Qwen3. A masked one is a LLaDA; with biases and shifted states a Dream, with q/k-norm an
-    SDAR, told a noise level an MDLM, of scores a SEDD; with experts the kin of these that has them.
+    An autoregressive network is a Llama, Qwen2 or Qwen3, with latent attention a DeepSeek-V3. A masked one is a LLaDA; with biases and
+    shifted states a Dream, with q/k-norm an SDAR, told a noise level an MDLM, of scores a SEDD; with experts the kin of these that has
+    them.
 
     Raises UserError for what none of them has.
     """
     v, config, context = tokenizer.vocabulary, recipe.model, recipe.data.context
     kind, settings = _settings(config, recipe, v, context)
     layout = model.layout
+    if in_fp8:
+        if kind != deepseek.KIND:
+            raise UserError("--to", f"'hf-fp8' is a form of DeepSeek-V3, this is '{kind}'", "take hf, or train with latent attention")
+        settings |= deepseek.quantisation()
     if isinstance(layout, BlockCausal):
         if kind not in ("sdar", "sdar_moe", "llada2_moe", "mdlm"):
             raise UserError("model", f"attends block by block, which '{kind}' does not", "train with q/k-norm to export")
@@ -239,6 +262,8 @@ def write(folder: Path, recipe: TextRecipe, tokenizer: Tokenizer, model: Transfo
     state = exported(model, parts(config, kind))
     if kind in TOLD:
         state |= told.buffers(config, "" if kind == SCORE else told.BACKBONE, settings)
+    if kind == deepseek.KIND:
+        state = deepseek.stored(state, config, in_fp8)
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     write_json(folder / CONFIG, {**settings, "torch_dtype": dtype})
     save(state, folder)
@@ -252,7 +277,9 @@ def _settings(c: TransformerConfig, recipe: TextRecipe, v: Vocabulary, context: 
     """One of ``KINDS``, and its settings."""
     if isinstance(recipe, DiscreteRecipe) and isinstance(recipe.objective, ScoreConfig):
         return SCORE, told.sedd_settings(c, recipe.objective, v, context)
-    if c.experts.routed and c.norm == "rms":
+    if c.latent.width and isinstance(recipe, AutoregressiveRecipe):
+        found = deepseek.settings(c, v.size, context)
+    elif c.experts.routed and c.norm == "rms":
         kind = "qwen3_moe" if isinstance(recipe, AutoregressiveRecipe) else "llada2_moe"
         if isinstance(recipe, DiscreteRecipe) and c.experts.gate == "softmax":
             kind = "sdar_moe" if isinstance(recipe.objective, BlockConfig) else "lladamoe"

@@ -60,8 +60,14 @@ def quantised_blocks(w_NK: Tensor) -> Tiled:
 
 def values(a: Tiled) -> Tensor:
     """What the codes stand for, float32 ``[M, K]``."""
-    scales_MK = _of_rows(a).repeat_interleave(TILE, 1)
-    return (a.codes.float() * scales_MK)[: a.sides[0], : a.sides[1]]
+    return dequantised(a.codes, a.scales)[: a.sides[0], : a.sides[1]]
+
+
+def dequantised(codes: Tensor, scales: Tensor) -> Tensor:
+    """Codes times scales, float32; the last tiles may be cut."""
+    rows, columns = codes.shape
+    scales_MJ = scales if len(scales) == rows else scales.repeat_interleave(TILE, 0)[:rows]
+    return codes.float() * scales_MJ.repeat_interleave(TILE, 1)[:, :columns]
 
 
 def product(a: Tiled, b: Tiled) -> Tensor:
