@@ -89,3 +89,12 @@ def test_deepseek_llms_are_as_large_as_published(name: str, parameters: int, per
     whole = 6 * recipe.model.depth * recipe.model.width * recipe.data.context  # the other half of the triangle
     assert costs.flops_per_token - head + whole == pytest.approx(per_token, rel=0.14)
     assert recipe.training.packs * recipe.data.packing_length * recipe.training.steps == pytest.approx(2e12, rel=1e-4)
+
+
+def test_deepseek_v3_is_as_large_as_published() -> None:
+    """671.0 B parameters, 37.55 B of them active, 11.6 B more for multi-token prediction, 70,272 bytes of cache a token."""
+    costs = planning.Plan(recipes.load("deepseek-v3-671b"), torch.bfloat16, 1e9)
+    rows = dict(planning.described(costs, 2**30))
+    assert rows["parameters"] == "671,026,404,352, and 11,610,067,968 for multi-token prediction"
+    assert rows["cache"] == "35,136 values a token, 70,272 bytes in bfloat16"
+    assert costs.active == pytest.approx(37.55e9, rel=1e-3)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unveil import initial
 from unveil.adapters import bits, lora
-from unveil.config import AnyRecipe, GaussianRecipe, StreamsRecipe, TextRecipe, TokenizerConfig
+from unveil.config import AnyRecipe, AutoregressiveRecipe, GaussianRecipe, StreamsRecipe, TextRecipe, TokenizerConfig
 from unveil.data.pixels import prepare_images
 from unveil.data.tokenizer import SPECIALS, Tokenizer
 from unveil.encoders import Encoders
@@ -28,6 +28,7 @@ from unveil.gaussian.level import Level
 from unveil.nn import mtp
 from unveil.nn.head import CHUNK_ELEMENTS
 from unveil.nn.packed import Packed
+from unveil.nn.self_attention import head_width
 from unveil.nn.transformer import active
 from unveil.text.vocabulary import Vocabulary
 from unveil.text_run import flops_per_token
@@ -70,8 +71,20 @@ class Plan:
 
     @cached_property
     def active(self) -> int:
-        """Parameters that one token meets: of the experts only those that it goes to."""
-        return round(active(self.network))
+        """Parameters that one token meets in sampling: of the experts only those that it goes to, none that only predict further
+        ahead."""
+        ahead = getattr(self.network, "mtp", None)
+        return round(active(self.network) - (active(ahead) if ahead is not None else 0))
+
+    @property
+    def cached(self) -> int:
+        """Values that a cache keeps of one token, in all layers together; 0 where there is none."""
+        if not isinstance(self.recipe, AutoregressiveRecipe):
+            return 0
+        model = self.recipe.model
+        if model.latent.width:
+            return model.depth * (model.latent.width + model.latent.rotary)
+        return 2 * model.depth * (model.kv_heads or model.heads) * head_width(model)
 
     @cached_property
     def trained(self) -> int:
@@ -193,25 +206,27 @@ def plan(recipe: AnyRecipe) -> Plan:
 
 def described(costs: Plan, limit: int) -> Iterator[tuple[str, str]]:
     """Name and figure, for a table."""
-    active = f", {costs.active:,} of them active in a token" if costs.active < costs.parameters else ""
-    yield "parameters", f"{parameters(costs.network)}{active}"
+    yield "parameters", parameters(costs.network)
+    if costs.active < costs.parameters - mtp.parameters(costs.network):
+        yield "  active", f"{costs.active:,} in a token"
     yield f"FLOPs per {costs.unit}", f"{costs.flops_per_token:.3g}, forward and backward"
     for part, count in costs.memory.items():
         if count:
             yield f"  {part}", size(count)
     yield "memory", f"{size(costs.total)} of {size(limit)}, beside the program"
     yield f"{costs.unit}s", "as many as fit into the time" if costs.recipe.training.minutes else f"{costs.tokens:,}"
-    time = f"{costs.seconds / 60:,.1f} min" if costs.seconds > 60 else f"{costs.seconds:.0f} s"
+    if costs.cached:
+        yield "cache", f"{costs.cached:,} values a token, {2 * costs.cached:,} bytes in bfloat16"
     basis = (
         "as asked for" if costs.recipe.training.minutes else f"at {UTILISATION:.0%} of the {costs.peak / 1e9:,.0f} GFLOP/s measured here"
     )
-    yield "time", f"{time}, {basis}"
+    yield "time", f"{duration(costs.seconds)}, {basis}"
 
 
 def parameters(network: nn.Module) -> str:
     """How many, in words; those that only predict further ahead apart."""
     count, ahead = sum(p.numel() for p in network.parameters()), mtp.parameters(network)
-    return f"{count:,}" + (f", {ahead:,} of them for multi-token prediction" if ahead else "")
+    return f"{count - ahead:,}" + (f", and {ahead:,} for multi-token prediction" if ahead else "")
 
 
 def advice(costs: Plan, limit: int) -> str:
@@ -258,8 +273,16 @@ def machine_memory() -> int:
 
 def size(count: float) -> str:
     """Bytes in words: ``1.5 GiB``."""
-    unit, name = next((u for u in ((2**30, "GiB"), (2**20, "MiB")) if count >= u[0]), (2**10, "KiB"))
+    unit, name = next((u for u in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")) if count >= u[0]), (2**10, "KiB"))
     return f"{count / unit:.3g} {name}"
+
+
+def duration(seconds: float) -> str:
+    """In words: ``32.8 min``."""
+    units = ((365.25 * 86400, "years"), (2 * 86400, "days"), (2 * 3600, "hours"), (60, "min"))
+    lower = {"years": 365.25 * 86400, "days": 86400, "hours": 3600, "min": 60}
+    name = next((name for least, name in units if seconds > least), "")
+    return f"{seconds / lower[name]:,.1f} {name}" if name else f"{seconds:.0f} s"
 
 
 def _vocabulary(config: TokenizerConfig) -> Vocabulary:
