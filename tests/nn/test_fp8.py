@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unveil.nn import fp8, fp8_cuda
+from unveil.nn import fp8, fp8_cuda, fp8_grouped
+from unveil.nn.grouped import plan, spread
 
 
 def e4m3(x: Tensor) -> Tensor:
@@ -101,6 +103,22 @@ def test_what_attention_keeps_has_six_bits_under_powers_of_two() -> None:
     error = ((fp8.values(kept) - x).abs() / x.abs())[normal]
     assert error.max() <= 2**-7 and error.max() > 2**-8
     assert ((fp8.values(kept) - x).abs() <= kept.scales.repeat_interleave(128, 1)[:, :300] * 2**-21)[~normal].all()
+
+
+def test_experts_are_their_rows_alone() -> None:
+    """One expert has no row, one a single one; the same as each expert's rows through ``linear``."""
+    chosen_TK = torch.tensor([[0, 2], [2, 3], [2, 0], [0, 2], [2, 0]])
+    by = plan(chosen_TK, 4)
+    x, w, dy = torch.randn(5, 200, requires_grad=True), torch.randn(4, 140, 200, requires_grad=True), torch.randn(10, 140)
+    fp8_grouped.grouped(spread(x, by), w, by).backward(dy)
+    twin_x, twin_w = x.detach().clone().requires_grad_(), w.detach().clone().requires_grad_()
+    rows_SD, out = twin_x[by.rows_S], []
+    for expert, (start, end) in enumerate(pairwise([0, *by.ends_E.tolist()])):
+        out.append(fp8.linear(rows_SD[start:end], twin_w[expert]) if end > start else rows_SD.new_empty(0, 140))
+    torch.cat(out).backward(dy)
+    assert torch.equal(fp8_grouped.grouped(spread(x, by), w, by), torch.cat(out))
+    torch.testing.assert_close(x.grad, twin_x.grad, rtol=1e-6, atol=1e-6)
+    assert torch.equal(w.grad, twin_w.grad) and not w.grad[1].any()  # type: ignore[arg-type, index]
 
 
 @pytest.mark.slow

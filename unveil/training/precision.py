@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from unveil.errors import UserError
-from unveil.nn import fp8
+from unveil.nn import fp8, fp8_grouped
 from unveil.nn.linear import Linear
+from unveil.nn.moe import Stack
 
 _SWEEP = ((512, 512, 512), (1024, 1024, 1024), (2048, 512, 2048), (2048, 2048, 2048))
 """(m, n, k). The peak lies at different shapes on different machines."""
@@ -76,8 +77,17 @@ def train_in_fp8(model: nn.Module) -> None:
 
     Raises UserError for a network without such matrices.
     """
-    found = [(n, m) for n, m in getattr(model, "blocks", nn.Module()).named_modules() if isinstance(m, Linear)]
+    found = [*_inner(model, "blocks"), *_inner(model, "mtp")]
     if not found:
         raise UserError("training.fp8", "is for transformers of text, this is another network", "leave it out")
     for name, module in found:
-        module.low = fp8.linear_after_attention if name.endswith("attention.out") else fp8.linear
+        if isinstance(module, Stack):
+            module.low = fp8_grouped.grouped
+        elif isinstance(module, Linear):
+            module.low = fp8.linear_after_attention if name.endswith("attention.out") else fp8.linear
+
+
+def _inner(model: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
+    """The matrices of a part of the model that has such blocks."""
+    blocks = getattr(model, part, nn.Module())
+    return [(name, module) for name, module in blocks.named_modules() if isinstance(module, Linear | Stack)]
