@@ -23,6 +23,7 @@ NAMES = (
     "experts_training",
     "packing",
     "decoding",
+    "latent_decoding",
     "solver_order",
     "solver_overhead",
     "unet_training",

@@ -13,7 +13,7 @@ import torch
 from benchmarks.measure import say
 from unveil import corpora
 from unveil import recipe as recipes
-from unveil.data.loader import held_out
+from unveil.data.held_out import held_out
 from unveil.errors import UserError
 from unveil.families import family
 from unveil.family import Request

@@ -19,7 +19,7 @@ from benchmarks.measure import Block, Row, compare, fastest, rate, say
 from unveil.autoregressive.sampler import NextTokenSampler
 from unveil.autoregressive.speculative import SpeculativeSampler, acceptance
 from unveil.config import NextTokenSamplerConfig
-from unveil.data.loader import held_out
+from unveil.data.held_out import held_out
 from unveil.data.shards import prepare
 from unveil.environment import device
 from unveil.errors import UserError
@@ -58,7 +58,7 @@ def given() -> Subject:
     run = load(path)
     if not isinstance(run, TextRun) or not run.recipe.model.mtp.depths:
         raise UserError("UNVEIL_RUNS", f"{path} is no run of text with model.mtp.depths", "train mtp-python")
-    texts = (text for batch in held_out(prepare(run.recipe.data), run.recipe.data, "validation", 0) for text in batch.split())
+    texts = (text for scored in held_out(prepare(run.recipe.data), run.recipe.data, "validation") for text in scored.packed.split())
     prompts = [text[:PROMPT].numpy() for text in texts if len(text) >= PROMPT + NEW][:PROMPTS]
     return Subject(run.model.to(device()).eval(), run.tokenizer.vocabulary, prompts)
 

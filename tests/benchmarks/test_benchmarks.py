@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from collections.abc import Callable
@@ -14,7 +15,17 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import __main__ as command
-from benchmarks import block_diffusion_training, decoding, measure, packing, peer, setting, speculative_decoding, training_throughput
+from benchmarks import (
+    block_diffusion_training,
+    decoding,
+    latent_decoding,
+    measure,
+    packing,
+    peer,
+    setting,
+    speculative_decoding,
+    training_throughput,
+)
 from unveil.autoregressive.objective import next_token_loss
 from unveil.config import MTPConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.nn.packed import Packed
@@ -246,3 +257,10 @@ def test_speculative_decoding_row(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setenv("UNVEIL_RUNS", "masked=nothing")
     assert command.main(["speculative_decoding"]) == 2
     assert "mtp=DIR" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_latent_decoding_row() -> None:
+    latent = dataclasses.replace(latent_decoding.LATENT, width=32)
+    model = dataclasses.replace(latent_decoding.MODEL, width=64, depth=2, heads=4, hidden=96, latent=latent)
+    row = latent_decoding.row("toy", 2, model, context=24, new=4, compiled=False)
+    assert row.ours > 0 and row.peer > 0 and row.floor is not None and row.unit == "new tokens/s"
