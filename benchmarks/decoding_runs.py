@@ -79,7 +79,7 @@ def _unseen(run: TextRun) -> Any:
     """The test part, without its special tokens."""
     prepared = corpora.prepared(run.recipe.data, shown=False)
     batches = held_out(prepared, run.recipe.data, "test")
-    return np.concatenate([packed.tokens_T[content_T].numpy() for packed, content_T, _ in batches])
+    return np.concatenate([packed.tokens_T[content_T].numpy() for packed, content_T, *_ in batches])
 
 
 def _gap(text: Any, mask: int) -> tuple[Any, Any]:
