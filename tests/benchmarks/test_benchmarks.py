@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import torch
 pytest.importorskip("transformers")
 
 from benchmarks import __main__ as command
-from benchmarks import block_diffusion_training, decoding, measure, packing, peer, setting, training_throughput
+from benchmarks import block_diffusion_training, decoding, experts_training, measure, packing, peer, setting, training_throughput
 from unveil.autoregressive.objective import next_token_loss
-from unveil.config import TransformerConfig
+from unveil.config import ExpertsConfig, LatentConfig, TransformerConfig
 from unveil.nn.packed import Packed
 from unveil.training import precision
 
@@ -231,3 +232,15 @@ def test_the_noise_of_blocks_has_a_time_for_each_of_them() -> None:
     kind = block_diffusion_training.family(MODEL, SIZE, block_diffusion_training.BlockConfig(block=4))
     t_T = block_diffusion_training.drawn(kind, Packed.of(pieces(16, 16)))["t"]
     assert t_T.shape == (32,) and len(t_T.unique()) == 8
+
+
+def test_the_peer_with_experts_has_our_parameters_and_its_row_has_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = ExpertsConfig(routed=8, top_k=2, shared=1, hidden=16, dense=1, groups=2, kept_groups=1)
+    model = replace(MODEL, latent=LatentConfig(width=16, query=16, plain=8, rotary=8, value=16), experts=experts)
+    ours, theirs = setting.build(model, SIZE), experts_training.deepseek(model, SIZE)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    monkeypatch.setattr(experts_training, "fastest", lambda candidates: next(iter(candidates)))
+    monkeypatch.setattr(experts_training, "LENGTH", 8)
+    row = experts_training.row("eager", False, model, SIZE, batch=2)
+    check_form(row)
+    assert "DeepseekV3, float32, grouped_mm, eager" in row.peer_name
