@@ -40,14 +40,13 @@ def row(name: str, compiled: bool, model: TransformerConfig = MODEL, size: int =
     modes = ("compiled", "eager") if compiled else ("eager",)
     ways = [(precision, product, mode) for precision in peer.PRECISIONS for product in PRODUCTS for mode in modes]
     ways = [way for way in ways if way[1:] != ("eager", "compiled")]  # the loop's index tensors have no static shape
-    best = fastest({", ".join(way): partial(candidate, *way) for way in ways}, rounds=3)
+    best = fastest({", ".join(way): partial(candidate, *way) for way in ways})
     precision, product, mode = best.split(", ")
     ours = setting.block(setting.trainer(model, size, compiled), [Packed.of(list(tokens_BL))], tokens_BL.numel(), STEPS)
     theirs = candidate(precision, product, mode, STEPS)
     floor = setting.floor(model, size, Packed.of(list(tokens_BL)))
-    return compare(
-        name, ours, theirs, peer_name=f"transformers {transformers.__version__} DeepseekV3, {best}", unit="tokens/s", floor=floor
-    )
+    peer_name = f"transformers {transformers.__version__} DeepseekV3, {best}"
+    return compare(name, ours, theirs, peer_name=peer_name, unit="tokens/s", floor=floor)
 
 
 def deepseek(model: TransformerConfig, size: int, product: str = "grouped_mm") -> Any:
@@ -85,7 +84,7 @@ def deepseek(model: TransformerConfig, size: int, product: str = "grouped_mm") -
     )
     torch.manual_seed(0)
     network = transformers.DeepseekV3ForCausalLM(config).to(device())
-    # it begins with routers and experts of zeros or worse: an even load, as ours has, wants random ones
+    # it leaves routers at zero and experts as they were allocated: a load like ours wants random ones
     for p in network.parameters():
         if p.dim() >= 2:
             torch.nn.init.normal_(p, std=model.init_std)

@@ -43,14 +43,14 @@ def llama(model: TransformerConfig, size: int) -> Any:
 
 
 def trainer(
-    model: TransformerConfig, size: int, precision: str, compiled: bool, ragged: bool = False, build: Callable[..., Any] = llama
+    model: TransformerConfig, size: int, precision: str, compiled: bool, ragged: bool = False, build: Callable[..., Any] | None = None
 ) -> Callable[..., None]:
     """A whole step: forward with its own loss, backward, clip at 1, fused AdamW.
 
-    Returns ``step(tokens_BL, labels_BL, mask_BL=None)``. ``ragged`` compiles for batches of any length; ``build`` makes the
-    network.
+    Returns ``step(tokens_BL, labels_BL, mask_BL=None)``. ``ragged`` compiles for batches of any length; ``build`` makes
+    another network.
     """
-    network = build(model, size).train()
+    network = (build or llama)(model, size).train()
     if precision == "bfloat16":
         network = network.bfloat16()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

@@ -12,7 +12,7 @@ from unveil.families import family
 from unveil.nn.packed import Packed
 
 
-@pytest.mark.parametrize("name", ["ar-python", "llada-python"])
+@pytest.mark.parametrize("name", ["ar-python", "llada-python", "deepseek-v3-tiny"])
 def test_parameters_and_activations_are_the_networks_own(name: str) -> None:
     recipe = recipes.with_overrides(recipes.load(name), [("model.depth", 2), ("model.width", 64), ("data.packing_length", 300)])
     recipe = recipes.with_overrides(recipe, [("training.dtype", "float32"), ("data.context", 100)])
@@ -41,6 +41,20 @@ def test_memory_counts_what_the_optimizer_keeps() -> None:
     assert plain.memory["optimizer state"] == 8 * plain.parameters
     assert plain.memory["optimizer state"] - muon.memory["optimizer state"] == 4 * matrices
     assert plain.memory["averaged weights"] == plain.memory["weights"] == 4 * plain.parameters
+
+
+def test_of_experts_it_says_what_one_token_meets_and_what_muon_takes() -> None:
+    recipe = recipes.load("deepseek-v3-tiny")
+    costs = planning.Plan(recipe, torch.float32, 1e9)
+    idle = (16 - 4) * 3 * 128 * 64 * 3  # experts, their three matrices, layers
+    assert costs.active == costs.parameters - idle
+    assert dict(planning.described(costs, 1))["parameters"] == f"{costs.parameters:,}, {costs.active:,} of them active in a token"
+    muon = planning.Plan(recipes.with_overrides(recipe, [("optimizer.kind", "muon")]), torch.float32, 1e9)
+    named = costs.network.named_parameters()
+    matrices = sum(p.numel() for name, p in named if name.startswith("blocks") and p.dim() >= 2 and not name.endswith("router.weight"))
+    assert costs.memory["optimizer state"] - muon.memory["optimizer state"] == 4 * matrices
+    plain = planning.Plan(recipes.load("tiny"), torch.float32, 1e9)
+    assert dict(planning.described(plain, 1))["parameters"] == f"{plain.parameters:,}"
 
 
 def test_advice_is_the_largest_pack_that_fits_and_trains_the_same_tokens() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     block_diffusion_training,
     decoding,
+    experts_training,
     latent_decoding,
     measure,
     packing,
@@ -27,7 +29,7 @@ from benchmarks import (
     training_throughput,
 )
 from unveil.autoregressive.objective import next_token_loss
-from unveil.config import MTPConfig, NextTokenSamplerConfig, TransformerConfig
+from unveil.config import ExpertsConfig, LatentConfig, MTPConfig, NextTokenSamplerConfig, TransformerConfig
 from unveil.nn.packed import Packed
 from unveil.training import precision
 
@@ -264,3 +266,15 @@ def test_latent_decoding_row() -> None:
     model = dataclasses.replace(latent_decoding.MODEL, width=64, depth=2, heads=4, hidden=96, latent=latent)
     row = latent_decoding.row("toy", 2, model, context=24, new=4, compiled=False)
     assert row.ours > 0 and row.peer > 0 and row.floor is not None and row.unit == "new tokens/s"
+
+
+def test_the_peer_with_experts_has_our_parameters_and_its_row_has_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = ExpertsConfig(routed=8, top_k=2, shared=1, hidden=16, dense=1, groups=2, kept_groups=1)
+    model = replace(MODEL, latent=LatentConfig(width=16, query=16, plain=8, rotary=8, value=16), experts=experts)
+    ours, theirs = setting.build(model, SIZE), experts_training.deepseek(model, SIZE)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    monkeypatch.setattr(experts_training, "fastest", lambda candidates: next(iter(candidates)))
+    monkeypatch.setattr(experts_training, "LENGTH", 8)
+    row = experts_training.row("eager", False, model, SIZE, batch=2)
+    check_form(row)
+    assert "DeepseekV3, float32, grouped_mm, eager" in row.peer_name

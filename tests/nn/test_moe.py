@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unveil.config import ExpertsConfig, LatentConfig, TransformerConfig
+from unveil.nn import grouped as products
 from unveil.nn.block_diffusion import two_stream
 from unveil.nn.grouped import grouped, plan
 from unveil.nn.layout import Bidirectional, BlockCausal, Causal, Layout
@@ -100,6 +101,20 @@ def test_bfloat16_products_in_pieces_are_those_of_the_whole() -> None:
     for a, b in zip(gradients, torch.autograd.grad(wanted, wide, grad.bfloat16().double()), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=2**-7, atol=2e-1)
     assert not gradients[1][1].any()
+
+
+def test_torchs_grouped_product_as_it_is_called_on_a_gpu_equals_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its three forms, by its own implementation for CPUs."""
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr(products, "_fused", lambda *operands, chosen=fused: chosen)
+        torch.manual_seed(0)
+        by = plan(torch.randint(0, 5, (30, 2)), 6)  # nobody goes to the last expert
+        x, weight = torch.randn(60, 16, requires_grad=True), torch.randn(6, 24, 16, requires_grad=True)
+        out = grouped(x, weight, by)
+        found.append([out, *torch.autograd.grad((out * torch.randn(60, 24)).sum(), (x, weight))])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    assert not found[1][2][5].any()
 
 
 def test_a_token_is_treated_alike_in_any_company() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, ImageGrid, Table, TokenTimeline
+from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline
 from unveil.metrics.compression import Score
 from unveil.report.evidence import Evidence, Headline
 from unveil.report.page import render, write
@@ -187,6 +187,17 @@ def test_a_gallery_holds_its_sheets_and_shows_the_last() -> None:
     assert images[1]["data-label"] == HOSTILE and not any(name.startswith("on") for a in images for name in a)
     (slider,) = [attributes for tag, attributes in reader.tags if tag == "input"]
     assert (slider["min"], slider["max"]) == ("0", "1")
+
+
+def test_loads_of_two_runs_stand_side_by_side() -> None:
+    loads = HeatMap("Load", {"blocks.1": [[0.5, 1.0], [1.5, 1.0]], HOSTILE: [[1.0, 1.0]]}, [10.0, 20.0], "tokens", "experts", HOSTILE)
+    violations = [{"tokens": 10, "load/violation": 0.5}, {"tokens": 20, "load/violation": 0.25}]
+    first, second = (replace(run(name, i, Evidence(views=[loads])), log=violations) for i, name in enumerate("ab"))
+    page = render([first, second])
+    pictures = [attributes for tag, attributes in read(page).tags if tag == "img"]
+    assert len(pictures) == 4 and all(str(a["src"]).startswith("data:image/png;base64,iVBOR") for a in pictures)
+    assert page.count("Maximal violation, of the worst layer") == 2  # caption and label of one chart for both
+    assert "Load of the experts" not in render([run()])
 
 
 def test_images_have_charts_of_their_own_and_a_headline() -> None:
