@@ -106,8 +106,8 @@ def test_the_weight_falls_after_its_share_of_the_run() -> None:
     made = network(**VARIANTS["two depths, latent"])
     family = Autoregressive(VOCABULARY, made.config, NextTokenConfig(mtp_early=0.5), NextTokenSamplerConfig())
     weights = []
-    for share in (0.0, 0.499, 0.5, 0.9):
-        family.reached(share)
+    for step in (0, 49, 50, 99):
+        family.progress(step, 100)
         weights.append(family.loss(made, Packed.of(sequences(5)), {})["mtp2"].weight)
     assert weights == [0.15, 0.15, 0.05, 0.05]
 

@@ -56,7 +56,7 @@ class Autoregressive:
             return cross_entropy(forbid(logits_CV, never.to(logits_CV.device)), targets_C)
 
         self._spoken = spoken
-        self._share = 0.0
+        self._late = False
 
     def build(self) -> nn.Module:
         return Transformer(self.model, self.vocabulary.size, Causal(self.model.window))
@@ -68,9 +68,9 @@ class Autoregressive:
         """Nothing is noised: every prefix of a sequence is a training example."""
         return {}
 
-    def reached(self, share: float) -> None:
-        """Of a run's steps, before each: the weight of multi-token prediction falls on the way."""
-        self._share = share
+    def progress(self, step: int, steps: int) -> None:
+        """Said before every optimizer step, counted from 0: the weight of multi-token prediction falls on the way."""
+        self._late = step >= self.objective.mtp_early * steps
 
     def targets(self, batch: Packed, noise: Noise) -> dict[str, float]:
         return {name: float(predicted(batch, distance)) for distance, name in enumerate(self._terms, start=1)}
@@ -80,8 +80,7 @@ class Autoregressive:
         but the first k + 1, at ``1 / depths`` of its weight (DeepSeek-V3, eq. 25)."""
         if not (depths := self.model.mtp.depths):
             return {"nll": Term(next_token_loss(model, batch)[0])}
-        late = self._share >= self.objective.mtp_early
-        weight = (self.objective.mtp_late_weight if late else self.objective.mtp_weight) / depths
+        weight = (self.objective.mtp_late_weight if self._late else self.objective.mtp_weight) / depths
         states = zip(self._terms, states_ahead(model, batch), strict=True)
         return {
             name: Term(loss_ahead(model.head, hidden_TD, batch, distance)[0], weight if distance > 1 else 1.0)

@@ -8,7 +8,7 @@ Lossless: what is written has the law of the trunk alone, and at temperature 0 i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +46,11 @@ class Ledger(Rows):
             drafting[row, places] = generator(request.seed, 0, 0, "draft").random(request.length)
             judging[row, places] = generator(request.seed, 0, 0, "judge").random(request.length)
         return Ledger(np.ones(len(requests), dtype=np.int64), none, none.copy(), drafting, judging)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Of each row, what its ``Row`` says of this."""
+        drafts = np.stack((self.tested_BK, self.stood_BK), axis=2).tolist()
+        return [{"evaluations": n, "drafts": tuple(map(tuple, each))} for n, each in zip(self.evaluations_B.tolist(), drafts, strict=True)]
 
     def add(self, stood_B: Array) -> None:
         depth = np.arange(self.tested_BK.shape[1])
@@ -100,14 +105,14 @@ class SpeculativeSampler(NextTokenSampler):
         ended_B = self._commit(state, tokens_B[:, None], confidence_B[:, None], np.ones(state.live, dtype=np.int64))
         done: list[Row] = []
         if ended_B.any():
-            done = [row for row in _rows(state, ended_B) if row.final]
+            done = [row for row in state.canvases.rows(ended_B, state.ledger.told()) if row.final]
             live = np.flatnonzero(~ended_B).tolist()
             state.keep(live)
             tokens_B = tokens_B[live]
         if not state.live:
             return Snapshot(state.steps, done)
         ended_B = self._speculate(model, state, tokens_B)
-        snapshot = Snapshot(state.steps, done + _rows(state, ended_B))
+        snapshot = Snapshot(state.steps, done + state.canvases.rows(ended_B, state.ledger.told()))
         if ended_B.any():
             state.keep(np.flatnonzero(~ended_B).tolist())
         return snapshot
@@ -163,14 +168,6 @@ class SpeculativeSampler(NextTokenSampler):
 
 def _with(seen_BV: Tensor | None, tokens_B: Tensor) -> Tensor | None:
     return None if seen_BV is None else seen_BV.scatter(1, tokens_B[:, None], True)
-
-
-def _rows(state: SpeculativeState, final_B: Array) -> list[Row]:
-    ledger, shown = state.ledger, []
-    for index, row in enumerate(state.canvases.rows(final_B)):
-        drafts = zip(ledger.tested_BK[index].tolist(), ledger.stood_BK[index].tolist(), strict=True)
-        shown.append(replace(row, evaluations=int(ledger.evaluations_B[index]), drafts=tuple(drafts)))
-    return shown
 
 
 def acceptance(rows: Sequence[Row]) -> list[float]:

@@ -44,7 +44,7 @@ class Trainer:
     """Trains ``model`` on ``loader`` by ``family.loss`` and keeps the run directory.
 
     Args:
-        family: gives the terms of the loss and their denominators; told by ``reached``, if it has that, what share of the steps is done.
+        family: gives the terms of the loss and their denominators; told the step and their number by ``progress``, if it has that.
         model: on its device; its weights are what training starts from.
         loader: this rank's micro-batches; each has ``to``, ``size`` and ``unit`` (tokens, images), ``sample_ids_N``.
         recipe: the sections every family has.
@@ -196,8 +196,8 @@ class Trainer:
         self._flops = self._flops or budget.flops(self.model, micro[0][0])
         self._unit = micro[0][0].unit
         multiplier = lr.multiplier(self.recipe.schedule, self.step, self.steps)
-        if reached := getattr(self.family, "reached", None):
-            reached(self.step / self.steps)
+        if progress := getattr(self.family, "progress", None):
+            progress(self.step, self.steps)
         self.tokens += self._update(micro, self.step, self.tokens, multiplier)
         self._average.update()
         self._averages.update()
