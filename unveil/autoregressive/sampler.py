@@ -218,7 +218,7 @@ class NextTokenSampler:
 
 def probability(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     """Of one token in each row."""
-    return (logits_BV.gather(-1, tokens_B[..., None]).squeeze(-1) - logits_BV.logsumexp(-1)).exp()
+    return logits_BV.softmax(-1).gather(-1, tokens_B[..., None]).squeeze(-1)
 
 
 def _stack(above: Array, below: Array) -> Array:
