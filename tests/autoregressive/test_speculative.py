@@ -56,7 +56,7 @@ def taught(model: Transformer) -> Transformer:
 
 
 def requests(prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Request]:
-    return [Request(np.array(p), length=6 + 5 * i % 30, seed=100 - i) for i, p in enumerate(prompts)]
+    return [Request(np.array(p), length=6 + 5 * i % 20, seed=100 - i) for i, p in enumerate(prompts)]
 
 
 def finish(sampler: NextTokenSampler, model: torch.nn.Module, state: State) -> dict[int, Row]:
@@ -85,21 +85,21 @@ def test_greedy_text_is_that_of_plain_decoding(network: Make, kind: str, way: st
     config = NETWORKS[kind]
     model = taught(network(size=40, config=config))
     rng = np.random.default_rng(0)
-    prompts = [[34, *rng.integers(0, 34, n).tolist()] for n in rng.integers(0, 12, 12)]
+    prompts = [[34, *rng.integers(0, 34, n).tolist()] for n in rng.integers(0, 12, 6)]
     asked = requests([*PROMPTS, *prompts])
     plain = written(model, WAYS[way], asked)
     stood = 0
     for drafts in {1, config.mtp.depths}:
         chosen = replace(WAYS[way], speculate=drafts)
-        fast = [row for at in range(0, 18, 6) for row in written(model, chosen, asked[at : at + 6])]
+        fast = [row for at in range(0, 12, 6) for row in written(model, chosen, asked[at : at + 6])]
         for index, (row, twin) in enumerate(zip(fast, plain, strict=True)):
             same(row, twin)
             stood += row.drafts[0][1]
             new = len(row.tokens) - len(asked[index].tokens)
             assert len(row.drafts) == drafts and row.evaluations <= new
-            if index < 6:
+            if index % 3 == 0:
                 same(written(model, chosen, asked[index : index + 1])[0], row)
-    assert stood > 15  # the test is of something: drafts stand, and fall
+    assert stood > 8  # the test is of something: drafts stand, and fall
 
 
 @pytest.mark.parametrize("kind", ["one", "three", "two, latent"])
@@ -231,7 +231,7 @@ def test_texts_follow_the_law_of_plain_decoding(network: Make, vocabulary: Vocab
                 follow([*text, token], p * float(q[token]))
 
     follow([], 1.0)
-    number = 6_000
+    number = 4_000
     done = finish(sampler, model, sampler.begin(model, [Request(np.array(prompt), 3, seed) for seed in range(number)]))
     counts = dict.fromkeys(law, 0)
     for row in done.values():

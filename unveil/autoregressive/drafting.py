@@ -54,14 +54,15 @@ class Drafting:
         model, count = self.model, self.state_BND.shape[1]
         starts_B, lengths_B = np.array(self.ahead.lengths), np.array(self.cache.lengths)
         places = np.minimum(starts_B[:, None] + np.arange(1, count + self.depths + 1), tokens_BL.shape[1] - 1)
-        strip = torch.from_numpy(np.take_along_axis(tokens_BL, places, axis=1)).to(self.state_BND.device)
+        strip = torch.from_numpy(tokens_BL[np.arange(len(places))[:, None], places]).to(self.state_BND.device)
         rows, last_B = torch.arange(len(strip), device=strip.device), torch.from_numpy(lengths_B - starts_B - 1).to(strip.device)
         state_BND, drafts = self.state_BND, []
         for number in range(self.depths):
             states = mtp.draft(model, number, state_BND, strip[:, number : number + count], self.ahead)
             drafts.append(choose(states[1][rows, last_B], number))
-            strip[rows, last_B + number + 1] = drafts[-1]
-            state_BND = mtp.carried(model, states)
+            if number + 1 < self.depths:
+                strip[rows, last_B + number + 1] = drafts[-1]
+                state_BND = mtp.carried(model, states)
         return torch.stack(drafts, dim=1)
 
     def extend(self, tokens_BM: Tensor) -> tuple[Tensor, Tensor]:

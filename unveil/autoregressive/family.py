@@ -60,7 +60,7 @@ class Autoregressive:
             return cross_entropy(forbid(logits_CV, never.to(logits_CV.device)), targets_C)
 
         self._spoken = spoken
-        self._share = 0.0
+        self._late = False
 
     def build(self) -> nn.Module:
         return Transformer(self.model, self.vocabulary.size, Causal(self.model.window))
@@ -82,7 +82,7 @@ class Autoregressive:
 
     def progress(self, step: int, steps: int) -> None:
         """The weight of multi-token prediction falls on the way."""
-        self._share = step / steps
+        self._late = step >= self.objective.mtp_early * steps
 
     versions = 1
     """Of an answer of a pair."""
@@ -108,8 +108,7 @@ class Autoregressive:
         given_T = noise.get("given")
         if not (depths := self.model.mtp.depths):
             return {"nll": Term(next_token_loss(model, batch, given_T=given_T)[0]), **experts.terms(model, batch)}
-        late = self._share >= self.objective.mtp_early
-        weight = (self.objective.mtp_late_weight if late else self.objective.mtp_weight) / depths
+        weight = (self.objective.mtp_late_weight if self._late else self.objective.mtp_weight) / depths
         states = zip(self._terms, states_ahead(model, batch), strict=True)
         ahead = {
             name: Term(loss_ahead(model.head, hidden_TD, batch, distance, given_T=given_T)[0], weight if distance > 1 else 1.0)

@@ -6,7 +6,7 @@ joined them change what it becomes. B rows, V vocabulary, L tokens of the longes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -81,13 +81,18 @@ class Canvases(Rows):
         self.tokens_BL[places], self.confidence_BL[places] = tokens_BN[rows, at], confidence_BN[rows, at]
         self.committed_BL[places] = steps_B[rows]
 
-    def rows(self, final_B: Array) -> list[Row]:
+    def rows(self, final_B: Array, told: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
+        """``told``: further fields of each."""
         arrays = [a.view() for a in (self.tokens_BL, self.committed_BL, self.confidence_BL)]
         for array in arrays:
             array.flags.writeable = False  # a snapshot's reader must not change what later ones show
         tokens, committed, confidence = arrays
         numbers = zip(self.request_B.tolist(), self.length_B.tolist(), final_B.tolist(), strict=True)
-        return [Row(number, tokens[b, :n], committed[b, :n], confidence[b, :n], final) for b, (number, n, final) in enumerate(numbers)]
+        beside = told or [{}] * len(final_B)
+        return [
+            Row(number, tokens[b, :n], committed[b, :n], confidence[b, :n], final, **beside[b])
+            for b, (number, n, final) in enumerate(numbers)
+        ]
 
 
 @dataclass
@@ -213,7 +218,7 @@ class NextTokenSampler:
 
 def probability(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     """Of one token in each row."""
-    return (logits_BV.gather(-1, tokens_B[..., None]).squeeze(-1) - logits_BV.logsumexp(-1)).exp()
+    return logits_BV.softmax(-1).gather(-1, tokens_B[..., None]).squeeze(-1)
 
 
 def _stack(above: Array, below: Array) -> Array:

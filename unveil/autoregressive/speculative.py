@@ -8,7 +8,7 @@ Lossless: what is written has the law of the trunk alone, and at temperature 0 i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unveil.autoregressive.drafting import Drafting
 from unveil.autoregressive.sampler import Array, Canvases, NextTokenSampler, Rows, State, probability
-from unveil.autoregressive.verify import verify
+from unveil.autoregressive.verify import most_probable, verify
 from unveil.data.noise import generator
 from unveil.errors import UserError
 from unveil.family import Request, Row, Snapshot
@@ -46,6 +46,11 @@ class Ledger(Rows):
             drafting[row, places] = generator(request.seed, 0, 0, "draft").random(request.length)
             judging[row, places] = generator(request.seed, 0, 0, "judge").random(request.length)
         return Ledger(np.ones(len(requests), dtype=np.int64), none, none.copy(), drafting, judging)
+
+    def told(self) -> list[dict[str, Any]]:
+        """Of each row, what its ``Row`` says of this."""
+        drafts = np.stack((self.tested_BK, self.stood_BK), axis=2).tolist()
+        return [{"evaluations": n, "drafts": tuple(map(tuple, each))} for n, each in zip(self.evaluations_B.tolist(), drafts, strict=True)]
 
     def add(self, stood_B: Array) -> None:
         depth = np.arange(self.tested_BK.shape[1])
@@ -98,15 +103,16 @@ class SpeculativeSampler(NextTokenSampler):
         tokens_B = self._pick(state.next_BV, canvases.uniforms_BL[np.arange(state.live), canvases.length_B])
         confidence_B = probability(state.logits_BV, tokens_B)
         ended_B = self._commit(state, tokens_B[:, None], confidence_B[:, None], np.ones(state.live, dtype=np.int64))
-        done = _rows(state, ended_B, only=ended_B)
+        done: list[Row] = []
         if ended_B.any():
+            done = [row for row in state.canvases.rows(ended_B, state.ledger.told()) if row.final]
             live = np.flatnonzero(~ended_B).tolist()
             state.keep(live)
             tokens_B = tokens_B[live]
         if not state.live:
             return Snapshot(state.steps, done)
         ended_B = self._speculate(model, state, tokens_B)
-        snapshot = Snapshot(state.steps, done + _rows(state, ended_B))
+        snapshot = Snapshot(state.steps, done + state.canvases.rows(ended_B, state.ledger.told()))
         if ended_B.any():
             state.keep(np.flatnonzero(~ended_B).tolist())
         return snapshot
@@ -114,8 +120,8 @@ class SpeculativeSampler(NextTokenSampler):
     def _speculate(self, model: Any, state: SpeculativeState, tokens_B: Tensor) -> Array:
         """Draft behind ``tokens_B``, the newest of each row, verify, and commit what stands; which rows that ends."""
         context, canvases, greedy = cast(Drafting, state.context), state.canvases, self.config.temperature == 0
-        place_BK = canvases.length_B[:, None] + np.arange(self.config.speculate)
-        draws_BK, uniforms_BK = (np.take_along_axis(u, place_BK, axis=1) for u in (state.ledger.drafting_BL, state.ledger.judging_BL))
+        places_BK = canvases.length_B[:, None] + np.arange(self.config.speculate)
+        draws_BK = np.take_along_axis(state.ledger.drafting_BL, places_BK, axis=1)
         seen, proposals = [_with(state.seen_BV, tokens_B)], []
 
         def choose(hidden_BD: Tensor, number: int) -> Tensor:
@@ -129,8 +135,12 @@ class SpeculativeSampler(NextTokenSampler):
         logits_BMV = self._logits(model, hidden_BMD)
         seen_BMV = None if state.seen_BV is None else torch.stack(seen, dim=1)  # type: ignore[arg-type]
         p_BMV = propose(logits_BMV, self.config, seen_BMV)
-        judges = None if greedy else torch.from_numpy(uniforms_BK).to(drafts_BK.device)
-        count_B, state.next_BV = verify(p_BMV, torch.stack(proposals, dim=1), drafts_BK, judges)
+        if greedy:
+            count_B, state.next_BV = most_probable(p_BMV, drafts_BK)
+        else:
+            uniforms_BK = np.take_along_axis(state.ledger.judging_BL, places_BK, axis=1)
+            judges = torch.from_numpy(uniforms_BK).to(drafts_BK.device)
+            count_B, state.next_BV = verify(p_BMV, torch.stack(proposals, dim=1), drafts_BK, judges)
         stood_B = count_B.cpu().numpy()
         ended_B = self._commit(state, drafts_BK, probability(logits_BMV[:, :-1], drafts_BK), stood_B)
         state.ledger.add(stood_B)
@@ -158,15 +168,6 @@ class SpeculativeSampler(NextTokenSampler):
 
 def _with(seen_BV: Tensor | None, tokens_B: Tensor) -> Tensor | None:
     return None if seen_BV is None else seen_BV.scatter(1, tokens_B[:, None], True)
-
-
-def _rows(state: SpeculativeState, final_B: Array, only: Array | None = None) -> list[Row]:
-    ledger, shown = state.ledger, []
-    for index, row in enumerate(state.canvases.rows(final_B)):
-        if only is None or only[index]:
-            drafts = zip(ledger.tested_BK[index].tolist(), ledger.stood_BK[index].tolist(), strict=True)
-            shown.append(replace(row, evaluations=int(ledger.evaluations_B[index]), drafts=tuple(drafts)))
-    return shown
 
 
 def acceptance(rows: Sequence[Row]) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -242,6 +243,8 @@ class Transformer(nn.Module):
         if not isinstance(self.layout, Causal):
             raise ValueError(f"token by token needs a causal layout, this network has {self.layout}")
         starts_B, even, keys, values = self.opened(cache, tokens_BN.shape[1])
+        if self._compiled_decode is not None:  # code for any number of tokens would be slow for one and for two
+            torch._dynamo.mark_static(tokens_BN, 1)
         states = (self._compiled_decode or self._decode)(tokens_BN, starts_B, keys, values, even)
         cache.lengths = [n + tokens_BN.shape[1] for n in cache.lengths]
         return states
@@ -274,9 +277,11 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.weight.data = module.weight.data.T.contiguous().T
-        self._compiled_decode = torch.compile(self._decode, backend=backend)
-        self._compiled_draft = torch.compile(partial(step, self), backend=backend)
-        self._compiled_part = torch.compile(through, backend=backend, dynamic=True)
+        # guards on the modules of every layer are most of what a call of a small network takes, and nothing here changes them
+        options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        self._compiled_decode = torch.compile(self._decode, backend=backend, options=options)
+        self._compiled_draft = torch.compile(partial(step, self), backend=backend, options=options)
+        self._compiled_part = torch.compile(through, backend=backend, dynamic=True, options=options)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile the block, once for all layers, and the loss behind the head. Ragged packs do not compile again."""
