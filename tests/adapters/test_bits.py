@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 pytest.importorskip("torchao")
 
+from torchao.quantization import NF4Tensor
+
 from unveil.adapters import bits
 from unveil.adapters.fingerprint import Fingerprint
+from unveil.adapters.normal_float import rounded
 from unveil.config import TransformerConfig
 from unveil.errors import UserError
 from unveil.nn.affine import Affine
@@ -45,20 +48,31 @@ def network(**settings: Any) -> Transformer:
 
 def test_int8_rounds_each_row_by_its_own_scale() -> None:
     weight = layer(False).weight.detach() * torch.logspace(-3, 3, 48)[:, None]
-    rounded = dense(bits.stored(weight, "int8"), torch.float32)
+    made = dense(bits.stored(weight, "int8"), torch.float32)
     step = weight.abs().amax(1, keepdim=True) / 127.5
-    assert ((weight - rounded).abs() <= step * 0.5001).all()
-    whole = rounded / step
-    assert (whole - whole.round()).abs().max() < 1e-3 and not torch.equal(weight, rounded)
+    assert ((weight - made).abs() <= step * 0.5001).all()
+    whole = made / step
+    assert (whole - whole.round()).abs().max() < 1e-3 and not torch.equal(weight, made)
 
 
 def test_nf4_takes_one_of_sixteen_numbers_in_every_group() -> None:
     weight = layer(False).weight.detach()
-    rounded = dense(bits.stored(weight, "nf4"), torch.float32)
-    for group, made in zip(weight.reshape(-1, bits.GROUP), rounded.reshape(-1, bits.GROUP), strict=True):
-        assert len(made.unique()) <= 16
+    made = dense(bits.stored(weight, "nf4"), torch.float32)
+    for group, few in zip(weight.reshape(-1, bits.GROUP), made.reshape(-1, bits.GROUP), strict=True):
+        assert len(few.unique()) <= 16
         # half of the widest step, and what rounding the scale adds
-        assert (group - made).abs().max() <= group.abs().max() * (NF4_GAP / 2 + 0.03)
+        assert (group - few).abs().max() <= group.abs().max() * (NF4_GAP / 2 + 0.03)
+
+
+def test_nf4_is_torchaos_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(300, 64 * 60)
+    ours, theirs = rounded(weight, 64, 16, ""), NF4Tensor.from_tensor(weight, 64, 16)
+    for part in ("quantized_data", "quantized_scalers", "quantization_factor", "scaler_mean"):
+        assert torch.equal(getattr(ours, part), getattr(theirs, part)), part
+    assert torch.equal(dense(ours, torch.float32), theirs.get_original_weight())
+    weight[7, :64] = 0.0
+    assert not dense(bits.stored(weight, "nf4"), torch.float32)[7, :64].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unveil.adapters.extra import library
 from unveil.adapters.fingerprint import Fingerprint
+from unveil.adapters.normal_float import rounded
 from unveil.errors import UserError
 from unveil.nn.linear import Linear
 from unveil.nn.modulation import Tell
@@ -45,10 +46,10 @@ def stored(weight: Tensor, kind: Weights, name: str = "weight") -> Tensor:
     groups, rest = divmod(wide.numel(), GROUP)
     if kind == "nf4" and rest:
         raise UserError(FIELD, f"'nf4' wants matrices of a multiple of {GROUP} weights, {name} has {wide.numel()}", "take int8")
+    if kind == "nf4":
+        return rounded(wide.contiguous(), GROUP, math.gcd(groups, SCALES), FIELD)
     quantization = library("torchao.quantization", FIELD)
-    if kind == "int8":
-        return quantization.Int8Tensor.from_hp(wide, quantization.PerRow())
-    return quantization.NF4Tensor.from_tensor(wide.contiguous(), GROUP, math.gcd(groups, SCALES))
+    return quantization.Int8Tensor.from_hp(wide, quantization.PerRow())
 
 
 def fill(network: nn.Module, source: Mapping[str, Tensor], kind: Weights, where: str, seen: Fingerprint | None = None) -> None:
@@ -68,14 +69,14 @@ def fill(network: nn.Module, source: Mapping[str, Tensor], kind: Weights, where:
     first = {id(p): name for name, p in network.named_parameters()}
     tied = [(name, first[id(p)]) for name, p in network.named_parameters(remove_duplicate=False) if first[id(p)] != name]
     buffers = dict(network.named_buffers())
-    rounded = {f"{name}.weight": (name, module) for name, module in matrices(network)} if kind != "full" else {}
+    few = {f"{name}.weight": (name, module) for name, module in matrices(network)} if kind != "full" else {}
     for name, tensor in wanted.items():
         value = source[name]
         check({name: value}, {name: tensor}, where)
         if seen is not None:
             seen.see(name, value)
-        if name in rounded:
-            path, module = rounded[name]
+        if name in few:
+            path, module = few[name]
             put(network, path, Quantised(stored(value, kind, name), getattr(module, "bias", None), module.muon_slices))
         elif name in buffers:
             put(network, name, value.clone())

@@ -19,7 +19,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.weight = weight
-        return F.linear(x, weight)
+        return F.linear(x, weight if hasattr(weight, "qdata") else dense(weight, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -69,7 +69,18 @@ class Quantised(nn.Module):
         return self
 
 
-def dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def dense(weight: Any, dtype: torch.dtype) -> Tensor:
     """The numbers that a tensor in few bits stands for, in ``dtype``; another tensor's own."""
-    made: Callable[[], Tensor] | None = getattr(weight, "dequantize", None) if hasattr(weight, "qdata") else None
-    return (weight if made is None else made()).to(dtype)  # a tensor of 4-bit normal floats is made dense by ``to``
+    if hasattr(weight, "qdata"):  # 8 bits
+        return weight.dequantize().to(dtype)
+    if hasattr(weight, "quantized_scalers"):
+        return _normal_floats(weight).to(dtype)
+    return weight.to(dtype)
+
+
+def _normal_floats(weight: Any) -> Tensor:
+    """What ``torchao`` makes of its 4-bit normal floats, a byte (two weights) at a time: several times sooner."""
+    scales = weight.dequantize_scalers(weight.quantized_scalers, weight.quantization_factor, weight.scaler_block_size)
+    pairs = torch.stack((weight.nf4.repeat_interleave(16), weight.nf4.repeat(16)), dim=1)
+    both = pairs.index_select(0, weight.quantized_data.int()).view(-1, weight.block_size)
+    return both.mul_(scales[:, None]).view(weight.shape)
