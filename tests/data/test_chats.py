@@ -105,6 +105,8 @@ def test_too_long_a_conversation_loses_its_oldest_turns_or_is_left_out_and_both_
     assert max(store.lengths) + 2 <= 64
     again = prepare(config([*rows(turns=1), long, long, hopeless], context=64, split="document", validation=0.0))
     assert (again.shortened, again.dropped) == (2, 1)
+    with pytest.raises(UserError, match=r"data\.validation: 0\.01 holds out conversations of which none fits"):
+        prepare(config([*rows(4, turns=1), *[hopeless] * 400], context=64, validation=0.01))
     with pytest.raises(UserError, match=r"data\.context: 8 tokens hold none"):
         prepare(config(rows(), context=8, packing_length=8, validation=0.0))
 
