@@ -105,6 +105,8 @@ def test_too_long_a_conversation_loses_its_oldest_turns_or_is_left_out_and_both_
     assert max(store.lengths) + 2 <= 64
     again = prepare(config([*rows(turns=1), long, long, hopeless], context=64, split="document", validation=0.0))
     assert (again.shortened, again.dropped) == (2, 1)
+    with pytest.raises(UserError, match=r"data\.validation: 0\.01 holds out conversations of which none fits"):
+        prepare(config([*rows(4, turns=1), *[hopeless] * 400], context=64, validation=0.01))
     with pytest.raises(UserError, match=r"data\.context: 8 tokens hold none"):
         prepare(config(rows(), context=8, packing_length=8, validation=0.0))
 
@@ -217,3 +219,17 @@ def test_a_discrete_family_scores_an_answer_with_its_prompt_clean(config: Any, k
         assert not bool((content & given).any()) and bool((tokens[~given & ~content] != start).all())
         assert int((tokens[~given] == end).sum()) == int((~given).sum()) - int(content.sum()) - 1, "a newline closes the turn"
     assert math.isfinite(held_out_bits(family, family.build(), [told], 2).content)
+
+
+@pytest.mark.parametrize("kind", ["chat", "preference"])
+def test_a_conversation_fits_to_the_last_token(kind: str) -> None:
+    """With the start token before it and an end token after it; of a pair the longer answer decides."""
+    tokenizer = Tokenizer.train(TokenizerConfig(kind="bytes"), [])
+    row = talk(("Hi?", "Yes.")) if kind == "chat" else {"prompt": "Hi?", "chosen": "No", "rejected": "Yes."}
+    data = chats.canonical(row, kind, "x:1")
+    room = 1 + len("User: Hi?\nAssistant: Yes.\n") + 1
+    found = chats.encode(data, "x:1", tokenizer, PlainTemplate(), room)
+    assert found is not None and chats.encode(data, "x:1", tokenizer, PlainTemplate(), room - 1) is None
+    said = [tokenizer.decode(found.tokens[a:c]) for a, _, c, _ in found.spans.tolist()]
+    assert said == ([" Yes.\n"] if kind == "chat" else [" No\n", " Yes.\n"])
+    assert found.source_bytes == (7 if kind == "chat" else 9)

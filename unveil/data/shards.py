@@ -116,6 +116,11 @@ def prepare(config: TextDataConfig, workers: int = 0, progress: Progress | None 
         if not len(store):
             problem = f"nothing of '{source.path or source.kind}' is left to train on: all is held out or nearly equal to what is"
             raise UserError("data.sources", problem, "give it more documents, or drop it")
+    held: list[tuple[Split, float]] = [("validation", config.validation), ("test", config.test)]
+    for split, share in held:
+        if share and prepared.dropped and not any(len(store) for store in prepared.splits[split]):
+            problem = f"{share:g} holds out conversations of which none fits into data.context = {config.context}"
+            raise UserError(f"data.{split}", problem, "raise data.context, or set it to 0")
     tokens = sum(int(s.lengths.sum() + len(s) + s.ends.sum()) for s in prepared.splits["train"])
     if tokens < config.packing_length:
         problem = f"the training text has {tokens} tokens, less than one pack of {config.packing_length}"
