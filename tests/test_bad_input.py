@@ -219,6 +219,11 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda p: ["train", "edm-digits", "--objective.weighting", "vlb"],
         ("objective.weighting", "'vlb'", "'edm'", "ddpm"),
     ),
+    "more of a head turned than there is": (
+        lambda p: trained_again(p, "--model.rotary-width", "512"),
+        ("model.rotary_width", "512", "choose an even one"),
+    ),
+    "an odd part of a head turned": (lambda p: trained_again(p, "--model.rotary-width", "7"), ("model.rotary_width", "7 is odd", "choose")),
     "network that does not fit its groups": (lambda p: ["train", "edm-digits", "--model.groups", "24"], ("model.groups", "24", "divisor")),
     "network that does not fit its heads": (
         lambda p: ["train", "edm-digits", "--model.head-width", "24"],

@@ -87,8 +87,8 @@ def test_one_step_draws_from_the_scores_at_the_highest_noise(tmp_path: Path) -> 
 def test_a_batch_is_its_rows_and_no_mask_is_left(chain: str, commit: str, tmp_path: Path) -> None:
     run: Any = unveil.load(folder(tmp_path, chain)[0])
     run.model.double().compute_dtype = torch.float64
-    *_, both = run.sample(["", "\u0101\u0102"], seed=3, length=9, steps=4, commit=commit)
-    *_, alone = run.sample("\u0101\u0102", seed=4, length=9, steps=4, commit=commit)
+    *_, both = run.sample(["", "\u0101\u0102"], seed=3, length=4, steps=2, commit=commit)
+    *_, alone = run.sample("\u0101\u0102", seed=4, length=4, steps=2, commit=commit)
     assert both.tokens[1].tolist() == alone.tokens.tolist() and both.rows[1].tokens[:3].tolist() == [V - 2, 1, 2]
     assert all(0 <= i < (V - 1 if chain == "absorb" else V) for row in both.tokens for i in row)
 
@@ -128,5 +128,5 @@ def test_rules_for_masks_know_nothing_of_the_uniform_chain(tmp_path: Path, capsy
 
 def test_rules_for_masks_on_the_absorbing_chain(tmp_path: Path) -> None:
     run: Any = unveil.load(folder(tmp_path, "absorb")[0])
-    *_, last = run.sample(seed=3, length=9, commit="quota", order="confidence")
-    assert len(last.rows[0].tokens) == 10 and max(last.rows[0].tokens) < V - 1
+    *_, last = run.sample(seed=3, length=4, commit="quota", order="confidence")
+    assert len(last.rows[0].tokens) == 5 and max(last.rows[0].tokens) < V - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +22,17 @@ from unveil.interop.tensors import WEIGHTS
 LAST = "model.layers.1.mlp.down_proj.weight"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("mistakes") / "dream"
+    published("Dream", place)
+    (place / "tokenizer_config.json").write_text("{}")
+    return place
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    published("Dream", tmp_path / "dream")
-    (tmp_path / "dream" / "tokenizer_config.json").write_text("{}")
-    return tmp_path / "dream"
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(whole, tmp_path / "dream")
 
 
 def reweighted(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

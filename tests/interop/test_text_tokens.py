@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ pytest.importorskip("transformers")
 import transformers
 
 import unveil
-from tests.interop.test_text import V, published, told_folder, told_state
+from tests.interop.test_text import V, published, told_folder
 from tests.mistakes import answered
 from unveil import cli
 from unveil.data.tokenizer import _byte_characters
@@ -62,6 +63,18 @@ def folder(kind: str, at: Path) -> Path:
     return at
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of each kind, to be read; and Dream's files in parts, to be copied."""
+    root = tmp_path_factory.mktemp("tokens")
+    for kind in ADDED:
+        folder(kind, root / kind)
+    shutil.copytree(root / "Dream", root / "parts")
+    (root / "parts" / "tokenizer.json").unlink()
+    in_parts(root / "parts", "DreamTokenizer")
+    return root
+
+
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "ok"}]
 
 
@@ -82,8 +95,8 @@ SPELT |= {"Dream": [DREAM[3], *SPELT["sdar"]], "qwen2": SPELT["sdar"]}
 
 
 @pytest.mark.parametrize("kind", ADDED)
-def test_special_ids_and_every_token_of_three_turns(kind: str, tmp_path: Path) -> None:
-    run: Any = unveil.load(folder(kind, tmp_path))
+def test_special_ids_and_every_token_of_three_turns(kind: str, made: Path) -> None:
+    run: Any = unveil.load(made / kind)
     v = run.tokenizer.vocabulary
     assert (v.start, v.end, v.mask) == IDS[kind] and v.size == V
     assert run.recipe.sampler.stop == {"llada": ("<|eot_id|>",), "qwen2": ()}.get(kind, ("<|im_end|>",))
@@ -96,9 +109,7 @@ def test_special_ids_and_every_token_of_three_turns(kind: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ADDED)
-def test_a_conversation_in_the_terminal(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_conversation_in_the_terminal(kind: str, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked, sample = list[str](), TextRun.sample
 
     def recorded(self: TextRun, prompt: Any = None, **settings: Any) -> Any:
@@ -107,7 +118,7 @@ def test_a_conversation_in_the_terminal(
 
     monkeypatch.setattr(TextRun, "sample", recorded)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nok\n\n"))
-    cli.main(["chat", str(folder(kind, tmp_path)), "--sampler.length", "8", "--sampler.temperature", "1"])
+    cli.main(["chat", str(made / kind), "--sampler.length", "4", "--sampler.temperature", "1"])
     capsys.readouterr()
     assert len(asked) == 2 and asked[1].startswith(asked[0].removesuffix("assistant\n").rstrip("\n"))
     assert asked[1].count("user") >= 2 and asked[1].count("assistant") >= 2 and asked[1].count("Hi") >= 1
@@ -143,11 +154,9 @@ def test_a_table_and_merges_are_the_tokenizer_that_transformers_makes(kind: str,
     assert (ours.vocabulary.start, ours.vocabulary.end, ours.vocabulary.mask) == (269, 266, 270)
 
 
-def test_a_folder_in_parts_is_sampled_and_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    published("Dream", tmp_path / "theirs")
-    (tmp_path / "theirs" / "tokenizer.json").unlink()
-    in_parts(tmp_path / "theirs", "DreamTokenizer")
-    cli.main(["sample", str(tmp_path / "theirs"), "--prompt", "It", "--sampler.length", "5"])
+def test_a_folder_in_parts_is_sampled_and_written_whole(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "parts", tmp_path / "theirs")
+    cli.main(["sample", str(tmp_path / "theirs"), "--prompt", "It", "--sampler.length", "2"])
     assert "It" in capsys.readouterr().out
     cli.main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--to", "hf"])
     ours, theirs = (unveil.load(tmp_path / name).tokenizer for name in ("ours", "theirs"))
@@ -160,15 +169,14 @@ def broken(at: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), [("merges.txt", "make no tokenizer"), ("tokenizer_config.json", "token 267 is not the next")])
-def test_parts_that_do_not_fit_get_one_line(name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    published("Dream", tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    broken(in_parts(tmp_path, "DreamTokenizer"), name)
-    assert words in answered(["sample", str(tmp_path)], capsys)
+def test_parts_that_do_not_fit_get_one_line(name: str, words: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "parts", tmp_path / "parts")
+    broken(tmp_path / "parts", name)
+    assert words in answered(["sample", str(tmp_path / "parts")], capsys)
 
 
 def test_a_model_that_took_gpt2_s_tokenizer_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {"model_type": "mdlm", "hidden_dim": 32, "cond_dim": 24, "n_blocks": 2, "n_heads": 4, "vocab_size": 50258}
-    told_folder(tmp_path, config, told_state("backbone.", 50258))
+    told_folder(tmp_path, config, {})
     (tmp_path / "tokenizer.json").unlink()
     assert "GPT-2's" in answered(["sample", str(tmp_path)], capsys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_bits_of_an_autoregressive_folder_are_exact(folders: Path) -> None:
 
 def test_a_block_folder_is_scored_block_by_block(folders: Path, tmp_path: Path) -> None:
     """Blocks of one token leave nothing to chance: each is masked and seen by the clean ones before it."""
-    run = exact(decoder("sdar", tmp_path))
+    shutil.copytree(folders / "sdar", tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"block_size": 1}))
     run = exact(tmp_path)
@@ -100,7 +101,7 @@ def test_a_block_folder_is_scored_block_by_block(folders: Path, tmp_path: Path) 
 def test_finished_blocks_are_kept_and_windows_are_the_network_s_blocks(kind: str, folders: Path) -> None:
     run = exact(folders / kind)
     assert run.recipe.sampler.cache == "block" and run.recipe.objective.block == 4
-    settings = {"seed": 3, "length": 14, "temperature": 1.0, "order": "random"}
+    settings = {"seed": 3, "length": 9, "temperature": 1.0, "order": "random"}
     *steps, last = run.sample(["abcde", "x"], **settings)
     *_, plain = run.sample(["abcde", "x"], cache="none", **settings)
     assert [row.tokens.tolist() for row in last.rows] == [row.tokens.tolist() for row in plain.rows]
@@ -136,12 +137,12 @@ def test_tasks_on_a_folder_of_llada(
 
     monkeypatch.setattr(TextRun, "sample", recorded)
     place = folders / "llada"
-    cli.main(["evaluate", str(place), "--tasks", files, "--limit", "5", "--draws", "2", "--seed", "5", *["--chat"] * chat])
+    cli.main(["evaluate", str(place), "--tasks", files, "--limit", "3", "--draws", "2", "--seed", "5", *["--chat"] * chat])
     assert "sums acc" in capsys.readouterr().out
     found = json.loads((place / tasks.RESULTS).read_text())
     made = found["made_with"]
     assert made["template"] == ("HeaderTemplate" if chat else None) and made["draws"] == 2 and found["likelihood"] == "bound"
-    prompts = [str(row["question"]) for row in ROWS[:5]]
+    prompts = [str(row["question"]) for row in ROWS[:3]]
     if chat:
         prompts = [HeaderTemplate().render([{"role": "user", "content": prompt}]) for prompt in prompts]
     assert asked == prompts
@@ -149,7 +150,7 @@ def test_tasks_on_a_folder_of_llada(
     run: Any = unveil.load(place)
     kind: Any = family(run.recipe, run.tokenizer.vocabulary)
     right = 0
-    for prompt, row in zip(prompts, ROWS, strict=False):
+    for prompt, row in zip(prompts, ROWS[:3], strict=True):
         values = []
         for choice in row["choices"]:  # type: ignore[attr-defined]
             told = len(run.tokenizer.opened(prompt.rstrip()))
@@ -158,7 +159,7 @@ def test_tasks_on_a_folder_of_llada(
             batch = Packed.of([text], [tasks_id(text[:told])])
             values.append(float(kind.log_likelihood(run.model, batch, 2, 5, ~given_T, given_T=given_T)[0]))
         right += max(range(3), key=values.__getitem__) == row["answer"]
-    assert found["results"]["sums"]["acc,none"] == pytest.approx(right / 5)
+    assert found["results"]["sums"]["acc,none"] == pytest.approx(right / 3)
 
 
 def tasks_id(prompt: torch.Tensor) -> int:
