@@ -153,6 +153,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Values side by side, with their standard errors; NaN where there is none."""
+
+    title: str
+    names: Sequence[str]
+    values: Sequence[float]
+    errors: Sequence[float]
+
+
+@dataclass(frozen=True)
 class TokenTimeline:
     """A text as it was uncovered: pieces in canvas order and the step at which each was committed."""
 
@@ -180,7 +190,7 @@ class ImageGrid:
     """Lines and dots, to be seen at their own size, and no pixels to be told apart."""
 
 
-View = Curve | Table | TokenTimeline | ImageGrid
+View = Curve | Table | Bars | TokenTimeline | ImageGrid
 
 
 class Family(Protocol):

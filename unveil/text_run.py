@@ -101,14 +101,18 @@ class TextRun(Run):
         Raises:
             UserError: the split is empty, the data are gone, or they do not fit the tokenizer.
         """
-        config = self.recipe.evaluation
-        prepared = prepare(self.recipe.data)
-        if prepared.tokenizer.digest() != self.tokenizer.digest():
-            raise UserError("data.sources", "the corpus has changed since the run was trained: its tokenizer differs", "restore the corpus")
+        config, prepared = self.recipe.evaluation, self.corpus()
         evaluation = dataclasses.replace(
             config, tokens=config.tokens if tokens is None else tokens, draws=config.draws if draws is None else draws
         )
         return _bits(self.recipe, prepared, evaluation, self.model, split, seed)
+
+    def corpus(self) -> Prepared:
+        """What the run was trained on. Raises UserError where the data are gone or do not fit the tokenizer."""
+        prepared = prepare(self.recipe.data)
+        if prepared.tokenizer.digest() != self.tokenizer.digest():
+            raise UserError("data.sources", "the corpus has changed since the run was trained: its tokenizer differs", "restore the corpus")
+        return prepared
 
     @cached_property
     def flops_per_token(self) -> float:

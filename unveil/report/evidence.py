@@ -15,13 +15,11 @@ from typing import Any
 from unveil.errors import UserError
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, ImageGrid, Table, TokenTimeline, View
+from unveil.family import Bars, Curve, ImageGrid, Table, TokenTimeline, View
 from unveil.metrics.compression import Score
 
 FILE = "evidence.json"
-VIEWS: dict[str, type[Curve] | type[Table] | type[TokenTimeline] | type[ImageGrid]] = {
-    kind.__name__: kind for kind in (Curve, Table, TokenTimeline, ImageGrid)
-}
+VIEWS: dict[str, type[View]] = {kind.__name__: kind for kind in (Curve, Table, Bars, TokenTimeline, ImageGrid)}
 
 
 @dataclass(frozen=True)
