@@ -172,6 +172,9 @@ class TokenTimeline:
     confidence: Sequence[float]
     note: str = ""
     """What it cost, say."""
+    steps: Sequence[Sequence[int]] = ()
+    """After each step, from the first: tokens that stand, evaluations, tokens computed in them and tokens out of a cache, all so far; empty
+    where nobody counted."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from unveil.evaluation.likelihood import BitsPerByte, held_out_bits
 from unveil.families import EXACT, family
 from unveil.family import Row
 from unveil.report.evidence import Evidence
-from unveil.report.timeline import timeline
-from unveil.snapshots import TextSnapshot
+from unveil.snapshots import TextSnapshot, played
 from unveil.text.stop import StopStrings
 from unveil.trained import SAMPLES, Run, Split
 from unveil.training import final
@@ -177,8 +176,8 @@ class TextTraining:
         recipe = run.recipe
         if self.scores and not self._scored:  # a finished run, resumed
             self.evaluate(run.model)
-        *_, last = run.sample(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
-        shown = timeline("A sample as it was uncovered", last.rows[0], run.tokenizer, note=last.cost)
+        sampled = run.sample(num=SAMPLES, length=min(recipe.sampler.length, recipe.data.context - 1))
+        shown, last = played("A sample as it was uncovered", sampled)
         return Evidence(
             bits=self._scored[-1] if self._scored else None,
             bound=recipe.family not in EXACT,

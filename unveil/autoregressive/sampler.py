@@ -6,7 +6,7 @@ joined them change what it becomes. B rows, V vocabulary, L tokens of the longes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -70,13 +70,18 @@ class Canvases:
         self.confidence_BL[places] = confidence_B
         self.length_B[:] += 1
 
-    def rows(self, final_B: Array) -> list[Row]:
+    def rows(self, final_B: Array, told: Sequence[Mapping[str, Any]] = ()) -> list[Row]:
+        """``told``: further fields of each."""
         arrays = [a.view() for a in (self.tokens_BL, self.committed_BL, self.confidence_BL)]
         for array in arrays:
             array.flags.writeable = False  # a snapshot's reader must not change what later ones show
         tokens, committed, confidence = arrays
         numbers = zip(self.request_B.tolist(), self.length_B.tolist(), final_B.tolist(), strict=True)
-        return [Row(number, tokens[b, :n], committed[b, :n], confidence[b, :n], final) for b, (number, n, final) in enumerate(numbers)]
+        beside = told or [{}] * len(final_B)
+        return [
+            Row(number, tokens[b, :n], committed[b, :n], confidence[b, :n], final, **beside[b])
+            for b, (number, n, final) in enumerate(numbers)
+        ]
 
 
 @dataclass
@@ -168,7 +173,7 @@ class NextTokenSampler:
         if self.stop is not None:
             new = (row[p:n] for row, p, n in zip(canvases.tokens_BL, canvases.prompt_B, canvases.length_B, strict=True))
             final_B |= np.fromiter(map(self.stop, new), dtype=bool, count=len(final_B))
-        snapshot = Snapshot(state.steps, canvases.rows(final_B))
+        snapshot = Snapshot(state.steps, canvases.rows(final_B, _costs(state)))
         if final_B.any():
             live = np.flatnonzero(~final_B).tolist()
             state.keep(live)
@@ -196,6 +201,13 @@ class NextTokenSampler:
             tokens_B = inverse_cdf(proposed_BV, uniforms_B.to(logits_BV.device))
         chosen_B = logits_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
         return tokens_B, (chosen_B - logits_BV.logsumexp(-1)).exp()
+
+
+def _costs(state: State) -> list[dict[str, int]]:
+    """What each row took so far: a pass over its prompt, which gives the first new token, and one for every further token."""
+    sizes = zip(state.canvases.prompt_B.tolist(), state.canvases.length_B.tolist(), strict=True)
+    told = [(length - given, *state.context.cost(given, length - given)) for given, length in sizes]
+    return [{"evaluations": new, "computed": computed, "reused": reused} for new, computed, reused in told]
 
 
 def _stack(above: Array, below: Array) -> Array:

@@ -172,16 +172,25 @@ class Report:
     """Run directories."""
     out: str = ""
     """The page; report.html in the first run's directory if not given."""
+    prompt: str | None = None
+    """Of text: let every run go on from this, and begin the page with how each did, side by side. How: --sampler.length 64."""
+    seed: int = 0
+    """Of these texts."""
 
     def run(self, overrides: Overrides) -> None:
-        no_settings(overrides, "report")
         from unveil.report.page import write
         from unveil.report.run import RunReport
 
+        if self.prompt is None:
+            no_settings(overrides, "report")
         if not self.runs:
             raise UserError("runs", "none given", "name at least one run directory")
         out = Path(self.out or Path(self.runs[0]) / "report.html")
         runs = [RunReport.read(Path(run), i) for i, run in enumerate(self.runs)]
+        if self.prompt is not None:
+            from unveil.abreast import written
+
+            runs = written(runs, [Path(run) for run in self.runs], self.prompt, self.seed, sampler_settings(overrides))
         write(runs, out)
         print(out.resolve().as_uri())
 
