@@ -155,6 +155,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Values side by side, with their standard errors; NaN where there is none."""
+
+    title: str
+    names: Sequence[str]
+    values: Sequence[float]
+    errors: Sequence[float]
+
+
+@dataclass(frozen=True)
 class TokenTimeline:
     """A text as it was uncovered: pieces in canvas order and the step at which each was committed."""
 
@@ -164,6 +174,9 @@ class TokenTimeline:
     confidence: Sequence[float]
     note: str = ""
     """What it cost, say."""
+    steps: Sequence[Sequence[int]] = ()
+    """After each step, from the first: tokens that stand, evaluations, tokens computed in them and tokens out of a cache, all so far; empty
+    where nobody counted."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +208,7 @@ class HeatMap:
     note: str = ""
 
 
-View = Curve | Table | TokenTimeline | ImageGrid | HeatMap
+View = Curve | Table | Bars | TokenTimeline | ImageGrid | HeatMap
 
 
 class Family(Protocol):

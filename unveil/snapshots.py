@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from unveil.autoregressive.speculative import acceptance
 from unveil.canvas import Canvas
 from unveil.data.tokenizer import Tokenizer
-from unveil.family import Row
+from unveil.family import Row, TokenTimeline
 from unveil.report.timeline import timeline
 from unveil.text.stop import StopStrings
 
@@ -22,6 +22,8 @@ class Piece(NamedTuple):
 
     text: str
     committed_at: int
+    confidence: float = 1.0
+    """Probability of it at that step."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class TextSnapshot:
         return self._one(["".join(p.text for p in self.pieces(i)) for i in range(len(self.rows))])
 
     @property
+    def fresh(self) -> str:
+        """What the last step of a row that is not done committed, in words: how many tokens, and how sure the network was."""
+        now = [row.confidence[row.committed_at == self.step] for row in self.rows]
+        sure = np.concatenate(now)
+        if not len(sure):
+            return "nothing new"
+        return f"{len(sure)} new, probability {sure.mean():.0%} on average" + (f", {sure.min():.0%} at least" if len(sure) > 1 else "")
+
+    @property
     def cost(self) -> str:
         """What the rows took so far, in words; empty where the sampler does not count it."""
         evaluations, computed, reused = (sum(getattr(row, name) for row in self.rows) for name in ("evaluations", "computed", "reused"))
@@ -75,14 +86,19 @@ class TextSnapshot:
 
         A character whose bytes are spread over several tokens stands in the last of them.
         """
+        shown = self.timeline("", index)
+        pieces = [Piece(*each) for each in zip(shown.pieces, shown.committed_at, shown.confidence, strict=True)]
+        cut = self.rows[index].final and self.stop is not None and not self.canvases[index].infill
+        return self._cut(pieces) if cut else pieces
+
+    def timeline(self, title: str, index: int = 0, steps: Sequence[Sequence[int]] = ()) -> TokenTimeline:
+        """Row ``index`` as a view of a page, up to its end token; ``steps`` as there."""
         row, canvas, v = self.rows[index], self.canvases[index], self.tokenizer.vocabulary
         places = canvas.reading(len(row.tokens))
         if not canvas.infill:
             ends = np.flatnonzero(row.tokens[canvas.given :] == v.end)
             places = places[: canvas.given + int(ends[0])] if len(ends) else places
-        shown = timeline("", row, self.tokenizer, places)
-        pieces = [Piece(*pair) for pair in zip(shown.pieces, shown.committed_at, strict=True)]
-        return self._cut(pieces) if row.final and self.stop is not None and not canvas.infill else pieces
+        return timeline(title, row, self.tokenizer, places, replace(self, rows=[row]).cost, steps)
 
     def _cut(self, pieces: list[Piece]) -> list[Piece]:
         assert self.stop is not None
@@ -90,9 +106,25 @@ class TextSnapshot:
         kept = []
         for piece in pieces:
             if piece.committed_at:
-                piece, room = Piece(piece.text[: max(room, 0)], piece.committed_at), room - len(piece.text)
+                piece, room = piece._replace(text=piece.text[: max(room, 0)]), room - len(piece.text)
             kept.append(piece)
         return kept
 
     def _one(self, items: list[Any]) -> Any:
         return items[0] if self.single else items
+
+
+def played(title: str, snapshots: Iterable[TextSnapshot]) -> tuple[TokenTimeline, TextSnapshot]:
+    """The first row as a view of a page, with what every step took, and the last snapshot.
+
+    Raises ValueError for no snapshots.
+    """
+    steps, snapshot, done = [], None, False
+    for snapshot in snapshots:
+        row = snapshot.rows[0]
+        if not done:
+            steps.append([int((row.committed_at > 0).sum()), row.evaluations, row.computed, row.reused])
+        done = row.final
+    if snapshot is None:
+        raise ValueError("nothing was uncovered")
+    return snapshot.timeline(title, 0, steps), snapshot

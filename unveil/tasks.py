@@ -134,23 +134,31 @@ def evaluate(
             loaded[task["task"]] = ConfigurableTask(config={**task, "dataset_kwargs": {**task["dataset_kwargs"], "cache_dir": cache}})
         found = judged(harness, loaded, limit=limit, bootstrap_iters=0, log_samples=False, apply_chat_template=chat)
     assert found is not None
-    named = environment()
     made_with = {
-        "family": recipe.family,
-        "sampler": dataclasses.asdict(recipe.sampler),
-        "draws": None if exact else draws,
-        "seed": seed,
-        "limit": limit,
+        **conditions(run, draws, seed, limit),
         "batch": rows,
         "template": type(template).__name__ if chat else None,
         "truncated_prompts": harness.truncated,
-        "dtype": str(getattr(run.model, "compute_dtype", next(run.model.parameters()).dtype)).removeprefix("torch."),
-        "weights": weights_hash(run.model),
-        "tokenizer": run.tokenizer.digest(),
-        "versions": {"lm-eval": importlib.metadata.version("lm-eval"), "datasets": importlib.metadata.version("datasets"), **named},
         "tasks": tasks,
     }
+    made_with["versions"] |= {"lm-eval": importlib.metadata.version("lm-eval"), "datasets": importlib.metadata.version("datasets")}
     return {"likelihood": "exact" if exact else "bound", "results": found["results"], "samples": found["n-samples"], "made_with": made_with}
+
+
+def conditions(run: TextRun, draws: int, seed: int, limit: int | None) -> dict[str, Any]:
+    """What moves a score of a run, whatever it is asked."""
+    dtype = getattr(run.model, "compute_dtype", next(run.model.parameters()).dtype)
+    return {
+        "family": run.recipe.family,
+        "sampler": dataclasses.asdict(run.recipe.sampler),
+        "draws": None if run.recipe.family in EXACT else draws,
+        "seed": seed,
+        "limit": limit,
+        "dtype": str(dtype).removeprefix("torch."),
+        "weights": weights_hash(run.model),
+        "tokenizer": run.tokenizer.digest(),
+        "versions": dict(environment()),
+    }
 
 
 def scorer(run: TextRun, draws: int, seed: int) -> Callable[[Packed, Tensor], Tensor]:

@@ -29,8 +29,7 @@ from unveil.families import EXACT, family
 from unveil.family import Row
 from unveil.nn.packed import Packed
 from unveil.report.evidence import Evidence
-from unveil.report.timeline import timeline
-from unveil.snapshots import TextSnapshot
+from unveil.snapshots import TextSnapshot, played
 from unveil.text.stop import StopStrings
 from unveil.trained import SAMPLES, Run, Split
 from unveil.training import final
@@ -122,13 +121,10 @@ class TextRun(Run):
             UserError: the split is empty, the data are gone, or they do not fit the tokenizer.
         """
         config = self.recipe.evaluation
-        prepared = prepare(self.recipe.data)
-        if prepared.tokenizer.digest() != self.tokenizer.digest():
-            raise UserError("data.sources", "the corpus has changed since the run was trained: its tokenizer differs", "restore the corpus")
         evaluation = dataclasses.replace(
             config, tokens=config.tokens if tokens is None else tokens, draws=config.draws if draws is None else draws
         )
-        return _bits(self.recipe, prepared, evaluation, self.model, split, seed)
+        return _bits(self.recipe, self.corpus(), evaluation, self.model, split, seed)
 
     def score(self, texts: Sequence[str], draws: int, seed: int = 0) -> BitsPerByte:
         """Bits per byte of texts that one gives, each a document's beginning, cut to the context. Raises UserError without any bytes."""
@@ -142,6 +138,13 @@ class TextRun(Run):
         bytes_N = torch.stack([each.sum() for each in batch.split(sizes[batch.tokens_T] * content_T)])
         kind = family(self.recipe, self.tokenizer.vocabulary)
         return held_out_bits(kind, self.model, [Scored(batch.to(device()), content_T, bytes_N)], draws, seed)
+
+    def corpus(self) -> Prepared:
+        """What the run was trained on. Raises UserError where the data are gone or do not fit the tokenizer."""
+        prepared = prepare(self.recipe.data)
+        if prepared.tokenizer.digest() != self.tokenizer.digest():
+            raise UserError("data.sources", "the corpus has changed since the run was trained: its tokenizer differs", "restore the corpus")
+        return prepared
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -235,8 +238,7 @@ class TextTraining:
         recipe = run.recipe
         if self.scores and not self._scored:  # a finished run, resumed
             self.evaluate(run.model)
-        *_, last = run.sample(**self._shown())
-        shown = timeline("A sample as it was uncovered", last.rows[0], run.tokenizer, note=last.cost)
+        shown, last = played("A sample as it was uncovered", run.sample(**self._shown()))
         return Evidence(
             bits=self._scored[-1] if self._scored else None,
             bound=recipe.family not in EXACT,

@@ -1,4 +1,5 @@
-"""Text as it is uncovered, in the terminal: every token in the colour of the step at which it was committed."""
+"""Text as it is uncovered, in the terminal: every token in the colour of the step at which it was committed, underlined where the network
+was not sure; below it what the step committed and what all of them took."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from unveil.snapshots import TextSnapshot
 
 RAMP = ((112, 104, 214), (58, 134, 220), (38, 166, 154), (124, 200, 90), (250, 224, 60))
 """Early to late: rising in lightness, so that it reads without colour vision, and never so dark that a black terminal hides it."""
+UNSURE = 0.5
+"""Probability at its step below which a token is underlined."""
 FRAME = 0.04
 """Seconds a step is shown at the least: a small network is faster than the eye."""
 
@@ -43,11 +46,16 @@ def painted(snapshot: TextSnapshot, last: int) -> Text:
     for row in range(len(snapshot.rows)):
         if row:
             text.append("\n────\n", style="dim")
-        for piece, at in snapshot.pieces(row):
-            text.append(printable(piece), style="dim" if at < 0 else f"bold {colour(at, last)}" if at else "")
-    if snapshot.cost:
-        text.append(f"\n{snapshot.cost}", style="dim italic")
+        for piece, at, sure in snapshot.pieces(row):
+            how = "bold underline" if sure < UNSURE else "bold"
+            text.append(printable(piece), style="dim" if at < 0 else f"{how} {colour(at, last)}" if at else "")
+    text.append(f"\n{told(snapshot)}", style="dim italic")
     return text
+
+
+def told(snapshot: TextSnapshot) -> str:
+    """The step, what it committed and with what probability, and what all steps took."""
+    return "; ".join(part for part in (f"step {snapshot.step}: {snapshot.fresh}", snapshot.cost) if part)
 
 
 def blocks(sheet: np.ndarray[Any, np.dtype[np.uint8]]) -> Text:
@@ -82,7 +90,7 @@ def watch(snapshots: Iterable[TextSnapshot], last: int, console: Console | None 
     if not console.is_terminal:
         for snapshot in snapshots:
             shown = snapshot.text if isinstance(snapshot.text, str) else " │ ".join(snapshot.text)
-            console.print(f"{snapshot.step:4d}  {shown!r}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{snapshot.step:4d}  {shown!r}  {snapshot.fresh}", markup=False, highlight=False, soft_wrap=True)
         if snapshot is not None and snapshot.cost:
             console.print(f"      {snapshot.cost}", markup=False, highlight=False)
         return snapshot

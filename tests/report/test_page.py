@@ -109,7 +109,7 @@ def test_a_timeline_on_the_page_is_the_timeline_that_was_given() -> None:
     assert [int(p["data-s"] or "") for p in pieces] == list(view.committed_at)
     assert [float(p["data-c"] or "") for p in pieces] == pytest.approx(list(view.confidence), abs=0.006)
     assert [p.get("class") for p in pieces] == ["given", None, None, None, "covered"]
-    assert [p.get("style") for p in pieces[1:4]] == ["--c:0.667", "--c:1.000", "--c:0.333"]
+    assert [p.get("style") for p in pieces[1:4]] == ["--c:0.667;--p:0.25", "--c:1.000;--p:0.50", "--c:0.333;--p:0.12"]
     (slider,) = [attributes for tag, attributes in reader.tags if tag == "input"]
     assert (slider["type"], slider["min"], slider["max"]) == ("range", "0", "3")
 

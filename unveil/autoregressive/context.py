@@ -21,6 +21,9 @@ class Context(Protocol):
     def append(self, tokens_B: Tensor) -> Tensor:
         """Read one more token in every row; the hidden states ``[B, D]`` of those tokens."""
 
+    def cost(self, given: int, new: int) -> tuple[int, int]:
+        """Of a row with ``new`` tokens after ``given``: tokens computed to draw them, and tokens attended to out of the cache."""
+
     def select(self, rows: Sequence[int]) -> Context: ...
     def join(self, other: Any) -> Context: ...
 
@@ -34,6 +37,9 @@ class Cached:
 
     def append(self, tokens_B: Tensor) -> Tensor:
         return self.model.decode(tokens_B, self.cache)
+
+    def cost(self, given: int, new: int) -> tuple[int, int]:
+        return given + new - 1, sum(range(given, given + new - 1))
 
     def select(self, rows: Sequence[int]) -> Cached:
         return Cached(self.model, self.cache.select(rows))
@@ -52,6 +58,9 @@ class Reread:
     def append(self, tokens_B: Tensor) -> Tensor:
         self.rows[:] = [torch.cat([row, token]) for row, token in zip(self.rows, tokens_B[:, None], strict=True)]
         return self.last()
+
+    def cost(self, given: int, new: int) -> tuple[int, int]:
+        return sum(range(given, given + new)), 0
 
     def last(self) -> Tensor:
         batch = Packed.of(self.rows)

@@ -184,7 +184,7 @@ class NextTokenSampler:
         if self.stop is not None:
             new = (row[p:n] for row, p, n in zip(canvases.tokens_BL, canvases.prompt_B, canvases.length_B, strict=True))
             final_B |= np.fromiter(map(self.stop, new), dtype=bool, count=len(final_B))
-        snapshot = Snapshot(state.steps, canvases.rows(final_B))
+        snapshot = Snapshot(state.steps, canvases.rows(final_B, _costs(state)))
         if final_B.any():
             live = np.flatnonzero(~final_B).tolist()
             state.keep(live)
@@ -219,6 +219,13 @@ class NextTokenSampler:
 def probability(logits_BV: Tensor, tokens_B: Tensor) -> Tensor:
     """Of one token in each row."""
     return logits_BV.softmax(-1).gather(-1, tokens_B[..., None]).squeeze(-1)
+
+
+def _costs(state: State) -> list[dict[str, int]]:
+    """What each row took so far: a pass over its prompt, which gives the first new token, and one for every further token."""
+    sizes = zip(state.canvases.prompt_B.tolist(), state.canvases.length_B.tolist(), strict=True)
+    told = [(length - given, *state.context.cost(given, length - given)) for given, length in sizes]
+    return [{"evaluations": new, "computed": computed, "reused": reused} for new, computed, reused in told]
 
 
 def _stack(above: Array, below: Array) -> Array:

@@ -8,31 +8,20 @@ each result is the same alone: noise belongs to a request's prompt, a text's see
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.api.model import LM
 
-from unveil.data.packing import pack
 from unveil.data.tokenizer import Tokenizer
 from unveil.errors import UserError, nearest
-from unveil.nn.packed import Packed
+from unveil.evaluation.told import Ids, Score, Told, log_likelihoods
 from unveil.text.chat import ChatTemplate
 
-Ids = np.ndarray[Any, np.dtype[np.int64]]
-Score = Callable[[Packed, torch.Tensor], torch.Tensor]
-"""A pack and which of its tokens are told (bool ``[T]``) to the log-likelihood of the others, ``[N]``."""
 SETTINGS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "max_gen_toks": "length"}
 """What a task's ``generation_kwargs`` may set, and the sampler's name for it."""
-
-
-class _Text(NamedTuple):
-    tokens: Ids
-    given: int
-    """How many of its first tokens are told."""
 
 
 class Harness(LM):  # type: ignore[misc]
@@ -86,7 +75,7 @@ class Harness(LM):  # type: ignore[misc]
     def tokenizer_name(self) -> str:
         return self._tokenizer.digest()
 
-    def _pair(self, prompt: str, continuation: str) -> _Text:
+    def _pair(self, prompt: str, continuation: str) -> Told:
         """White space between the two belongs to the continuation; tokens are those of the whole text where the prompt's begin it."""
         bare = prompt.rstrip()
         continuation = prompt[len(bare) :] + continuation
@@ -99,12 +88,12 @@ class Harness(LM):  # type: ignore[misc]
         if over := max(0, len(whole) - self._context):
             self.truncated += 1
             whole = np.concatenate([whole[:1], whole[1 + over :]])
-        return _Text(whole, len(whole) - count)
+        return _told(whole, len(whole) - count)
 
-    def _windows(self, text: str) -> Iterator[_Text]:
+    def _windows(self, text: str) -> Iterator[Told]:
         tokens = np.concatenate([self._tokenizer.opened(""), self._tokenizer.encode(text)])
         for at in range(0, len(tokens) - 1, self._context - 1):
-            yield _Text(tokens[at : at + self._context], 1)
+            yield _told(tokens[at : at + self._context], 1)
 
     def _sampler(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Settings of the sampler from a task's."""
@@ -119,19 +108,11 @@ class Harness(LM):  # type: ignore[misc]
             settings[SETTINGS[name]] = value
         return settings
 
-    def _scored(self, texts: Sequence[_Text]) -> list[float]:
-        """Log-likelihoods in the order given, scored in packs."""
-        values = [0.0] * len(texts)
-        for part in pack([len(text.tokens) for text in texts], max(self._context, self._run.recipe.data.packing_length)):
-            chosen = [texts[i] for i in part]
-            batch = Packed.of([torch.from_numpy(text.tokens) for text in chosen], [_sample_id(text) for text in chosen])
-            given_T = torch.cat([torch.arange(len(text.tokens)) < text.given for text in chosen])
-            for i, value in zip(part, self._score(batch, given_T).tolist(), strict=True):
-                values[i] = value
-        return values
+    def _scored(self, texts: Sequence[Told]) -> list[float]:
+        return log_likelihoods(texts, self._score, max(self._context, self._run.recipe.data.packing_length))
 
 
-def _sample_id(text: _Text) -> int:
-    """A function of the prompt alone, so that answers to one question, if equally long, meet the same masks."""
-    digest = hashlib.blake2b(text.tokens[: text.given].tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+def _told(tokens: Ids, given: int) -> Told:
+    """Its noise is a function of the prompt alone, so that answers to one question, if equally long, meet the same masks."""
+    digest = hashlib.blake2b(tokens[:given].tobytes(), digest_size=8).digest()
+    return Told.after(tokens, given, int.from_bytes(digest, "little") >> 1)

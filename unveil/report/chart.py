@@ -126,10 +126,14 @@ def draw(title: str, series: Sequence[Series], x_label: str = "", y_label: str =
     )
 
 
-def bars(rows: Sequence[tuple[str, float, str, str, float]]) -> list[Bar]:
-    """Bars from ``(name, value, kind, note, error)``, the lowest value last, as widths relative to the highest."""
-    top = max((value + error for _, value, _, _, error in rows), default=1.0)
-    ordered = sorted(rows, key=lambda row: -row[1])
+def bars(rows: Sequence[tuple[str, float, str, str, float]], in_order: bool = False) -> list[Bar]:
+    """Bars from ``(name, value, kind, note, error)``, the lowest value last unless ``in_order``, as widths relative to the highest.
+
+    An error that is not finite is none.
+    """
+    finite = [(name, value, kind, note, error if math.isfinite(error) else 0.0) for name, value, kind, note, error in rows]
+    top = max((value + error for _, value, _, _, error in finite), default=1.0) or 1.0
+    ordered = finite if in_order else sorted(finite, key=lambda row: -row[1])
     return [Bar(name, value, round(100 * value / top, 2), kind, note, error) for name, value, kind, note, error in ordered]
 
 

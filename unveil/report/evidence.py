@@ -15,11 +15,11 @@ from typing import Any
 from unveil.errors import UserError
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline, View
+from unveil.family import Bars, Curve, HeatMap, ImageGrid, Table, TokenTimeline, View
 from unveil.metrics.compression import Score
 
 FILE = "evidence.json"
-VIEWS: dict[str, Callable[..., View]] = {kind.__name__: kind for kind in (Curve, Table, TokenTimeline, ImageGrid, HeatMap)}
+VIEWS: dict[str, Callable[..., View]] = {kind.__name__: kind for kind in (Curve, Table, Bars, TokenTimeline, ImageGrid, HeatMap)}
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,19 @@ for (const section of document.querySelectorAll(".uncovering")) {
   const [slider, button, output] = ["input", "button", "output"].map((name) => section.querySelector(".controls " + name));
   const canvases = [...section.querySelectorAll(".canvas")];
   const pieces = canvases.flatMap((canvas) => [...canvas.children]);
+  const costs = [...section.querySelectorAll(".cost")].map((place) => [place, JSON.parse(place.dataset.steps)]);
   let timer = null;
 
   const show = (step) => {
     slider.value = step;
     output.textContent = `step ${step} of ${steps}`;
+    for (const [place, taken] of costs) {
+      const [stand, evaluations, computed, reused] = step ? taken[Math.min(step, taken.length) - 1] : [0, 0, 0, 0];
+      const each = evaluations ? `, ${(stand / evaluations).toFixed(2)} each` : "";
+      const share = reused ? ` (${Math.round((100 * reused) / (computed + reused))} % of what was seen)` : "";
+      place.textContent = `${stand} tokens after ${evaluations} evaluations${each}; ${computed} computed, ${reused} out of the cache${share}`
+        + (step > taken.length ? `; done at step ${taken.length}` : "");
+    }
     for (const piece of pieces) {
       const at = Number(piece.dataset.s);
       piece.classList.toggle("covered", at < 0 || at > step);
@@ -32,6 +40,7 @@ for (const section of document.querySelectorAll(".uncovering")) {
   };
   button.addEventListener("click", () => (timer === null ? play() : stop()));
   slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
+  show(steps);
 
   for (const canvas of canvases) {
     const readout = canvas.parentElement.querySelector(".readout");

@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from unveil.evaluation.infill import Filling, Gap
-from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline
+from unveil.family import Bars, Curve, HeatMap, ImageGrid, Table, TokenTimeline
 from unveil.report import heat
 from unveil.report.chart import Bar, Chart, Series, bars, draw, short, smooth
 from unveil.report.run import RunReport
@@ -76,6 +76,7 @@ def render(runs: Sequence[RunReport], title: str = "", lead: str = "", commands:
         style=_inline("style.css"),
         script=_inline("page.js"),
         bits=list(_bits(runs)),
+        shares=_shares(runs),
         sections=_sections(runs),
         galleries=_galleries(runs),
         uncoverings=_uncoverings(runs),
@@ -118,6 +119,18 @@ def _bits(runs: Sequence[RunReport]) -> Iterator[tuple[str, list[Bar]]]:
         scored = members[0].evidence.bits
         assert scored is not None
         yield f"{scored.bytes:,} bytes of held-out text", bars(rows)
+
+
+def _shares(runs: Sequence[RunReport]) -> dict[str, list[Bar]]:
+    """Bars of one title over the runs, in the order given."""
+    found: dict[str, list[tuple[str, float, str, str, float]]] = {}
+    for run in runs:
+        for view in run.evidence.views:
+            if isinstance(view, Bars):
+                named = [f"{run.name}: {name}" if len(runs) > 1 else name for name in view.names]
+                rows = zip(named, view.values, view.errors, strict=True)
+                found.setdefault(view.title, []).extend((name, value, f"run-{run.index}", "", error) for name, value, error in rows)
+    return {title: bars(rows, in_order=True) for title, rows in found.items()}
 
 
 def _sections(runs: Sequence[RunReport]) -> dict[str, list[Chart]]:

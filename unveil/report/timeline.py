@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,12 @@ class BytesDecoder(Protocol):
 
 
 def timeline(
-    title: str, row: Row, tokenizer: BytesDecoder, places: np.ndarray[Any, np.dtype[np.int64]] | None = None, note: str = ""
+    title: str,
+    row: Row,
+    tokenizer: BytesDecoder,
+    places: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    note: str = "",
+    steps: Sequence[Sequence[int]] = (),
 ) -> TokenTimeline:
     """One piece per token that decodes to anything; the pieces joined are the row's text.
 
@@ -29,6 +35,7 @@ def timeline(
     Args:
         places: tokens to show, in reading order, where that is not the order of the row (fill-in-the-middle).
         note: a line below it.
+        steps: what each step took, as ``TokenTimeline`` says.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces: list[str] = []
@@ -44,4 +51,4 @@ def timeline(
     if pieces:
         pieces[-1] += decoder.decode(b"", final=True)
     index = np.asarray(shown, dtype=np.int64)
-    return TokenTimeline(title, pieces, row.committed_at[index].tolist(), row.confidence[index].tolist(), note)
+    return TokenTimeline(title, pieces, row.committed_at[index].tolist(), row.confidence[index].tolist(), note, steps)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from unveil.errors import UserError
-from unveil.verbs.shared import OfModel, Overrides, no_settings, numbers, sampler_settings, table
+from unveil.verbs.shared import OfModel, Overrides, columns, no_settings, numbers, sampler_settings, table
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Evaluate(OfModel):
     """Of images: bits per dimension of held-out images, beside the distances."""
     tasks: str = ""
     """Of text: task files of lm-eval over local data, as a.yaml,b.yaml. How to sample: --sampler.temperature 0."""
+    reversal: str = ""
+    """Of text: documents like those of training, of which the line after and the line before are asked for (LLaDA's reversal task)."""
     limit: int | None = None
-    """Of tasks: documents of each at the most."""
+    """Of tasks: documents of each at the most; of the reversal task: pairs of lines of each kind."""
     chat: bool = False
     """Of tasks: put prompts into the model's chat template."""
     batch: int = 16
     """Of tasks: texts written at a time."""
     seed: int = 0
-    """Of tasks: of the masks of likelihoods, and of the first text."""
+    """Of tasks and the reversal task: of what is chosen, of the masks of likelihoods, and of the first text."""
     json: bool = False
     """Print JSON."""
 
@@ -58,8 +60,10 @@ class Evaluate(OfModel):
         from unveil.image_run import ImageRun
         from unveil.stream_run import StreamRun
 
-        if self.tasks:
-            self._tasks(overrides)
+        if self.tasks and self.reversal:
+            raise UserError("--reversal", "given with --tasks", "ask for one of them")
+        if self.tasks or self.reversal:
+            self._asked(overrides)
             return
         no_settings(overrides, "evaluate")
         run = self.loaded()
@@ -82,16 +86,23 @@ class Evaluate(OfModel):
             f"{bits.tokens:,} tokens, {bits.bytes:,} bytes in {bits.sequences:,} sequences; a document's end costs {bits.ending:.2f} bits"
         )
 
-    def _tasks(self, overrides: Overrides) -> None:
-        import json
-
-        from unveil import tasks
+    def _asked(self, overrides: Overrides) -> None:
         from unveil.text_run import TextRun
 
         run = self.loaded()
         if not isinstance(run, TextRun):
-            raise UserError("--tasks", "is for text, this is another kind of run", "leave it out")
+            raise UserError("--tasks" if self.tasks else "--reversal", "is for text, this is another kind of run", "leave it out")
         run = run.with_sampler(**sampler_settings(overrides))
+        if self.tasks:
+            self._tasks(run)
+        else:
+            self._reversal(run)
+
+    def _tasks(self, run: Any) -> None:
+        import json
+
+        from unveil import tasks
+
         files = [Path(name) for name in self.tasks.split(",")]
         found = tasks.evaluate(run, files, self.limit, self.draws, self.chat, self.batch, self.seed)
         place = tasks.record(run, found)
@@ -99,6 +110,20 @@ class Evaluate(OfModel):
             print(json.dumps(found, default=str))
             return
         table([*tasks.lines(found), ("recorded in", str(place))])
+
+    def _reversal(self, run: Any) -> None:
+        import json
+        from dataclasses import asdict
+
+        from unveil import reversal
+
+        found = reversal.evaluate(run, self.reversal, self.limit, self.draws, self.seed)
+        place = reversal.record(run, found)
+        if self.json:
+            print(json.dumps(asdict(found), default=str))
+            return
+        columns([reversal.COLUMNS, *reversal.rows(found)])
+        table([*((f"left out: {count:,}", reason) for reason, count in found.left_out.items()), ("recorded in", str(place))])
 
     def _streams(self, run: Any) -> None:
         import json
@@ -145,16 +170,25 @@ class Report:
     """Run directories."""
     out: str = ""
     """The page; report.html in the first run's directory if not given."""
+    prompt: str | None = None
+    """Of text: let every run go on from this, and begin the page with how each did, side by side. How: --sampler.length 64."""
+    seed: int = 0
+    """Of these texts."""
 
     def run(self, overrides: Overrides) -> None:
-        no_settings(overrides, "report")
         from unveil.report.page import write
         from unveil.report.run import RunReport
 
+        if self.prompt is None:
+            no_settings(overrides, "report")
         if not self.runs:
             raise UserError("runs", "none given", "name at least one run directory")
         out = Path(self.out or Path(self.runs[0]) / "report.html")
         runs = [RunReport.read(Path(run), i) for i, run in enumerate(self.runs)]
+        if self.prompt is not None:
+            from unveil.abreast import written
+
+            runs = written(runs, [Path(run) for run in self.runs], self.prompt, self.seed, sampler_settings(overrides))
         write(runs, out)
         print(out.resolve().as_uri())
 
