@@ -16,6 +16,7 @@ import torch
 from unveil import recipe as recipes
 from unveil.config import (
     AutoregressiveRecipe,
+    BlockConfig,
     DiscreteRecipe,
     MaskedConfig,
     MaskedSamplerConfig,
@@ -138,7 +139,11 @@ def read(folder: Path) -> Foreign:
         raise UserError(
             source, "its blocks are told the noise level, which no sampler here tells them", "take one without time conditioning"
         )
-    objective = told.ratios(given, source) if kind == SCORE else MaskedConfig(schedule="log-linear" if kind == "mdlm" else "linear")
+    objective: MaskedConfig | BlockConfig | ScoreConfig = MaskedConfig(schedule="log-linear" if kind == "mdlm" else "linear")
+    if kind == SCORE:
+        objective = told.ratios(given, source)
+    elif isinstance(built.layout, BlockCausal):
+        objective = BlockConfig(block=built.layout.block)
     vocabulary = _vocabulary(folder, given, kind, len(built.embedding.weight))
     tokenizer = Tokenizer.load(folder / TOKENIZER, vocabulary, opens=kind not in ("qwen2", "qwen3", "sdar"))
     _fill(built, names, folder)
@@ -192,7 +197,7 @@ def _vocabulary(folder: Path, given: Mapping[str, Any], kind: str, size: int) ->
         raise UserError(str(folder / CONFIG), f"its special tokens fit no network of {size} ({error})", _DOWNLOAD) from None
 
 
-def _recipe(folder: Path, kind: str, built: Transformer, context: int, objective: MaskedConfig | ScoreConfig) -> TextRecipe:
+def _recipe(folder: Path, kind: str, built: Transformer, context: int, objective: MaskedConfig | BlockConfig | ScoreConfig) -> TextRecipe:
     """What of a recipe only training needs is what is usual; there is no data."""
     tokenizer = TokenizerConfig(kind="file", path=str((folder / TOKENIZER).resolve()))
     data = TextDataConfig(sources=(SourceConfig(kind="text"),), tokenizer=tokenizer, context=context, packing_length=context)
@@ -201,10 +206,12 @@ def _recipe(folder: Path, kind: str, built: Transformer, context: int, objective
     if kind in AUTOREGRESSIVE:
         spoken = NextTokenSamplerConfig(length=length, stop=stop)
         return recipes.checked(AutoregressiveRecipe(data=data, model=built.config, objective=NextTokenConfig(fim_rate=0.0), sampler=spoken))
-    block = built.layout.block if isinstance(built.layout, BlockCausal) else 0
     chosen: dict[str, Any] = {"order": "random"} if kind in ("mdlm", "bd3lm") else {"temperature": 0.0}
-    chosen = {"commit": "tweedie"} if kind == SCORE else chosen
-    uncovered = MaskedSamplerConfig(length=length, stop=stop, window=block, **chosen)
+    if isinstance(objective, ScoreConfig):
+        chosen = {"commit": "tweedie"}
+    elif isinstance(objective, BlockConfig):
+        chosen["cache"] = "block"
+    uncovered = MaskedSamplerConfig(length=length, stop=stop, **chosen)
     return recipes.checked(DiscreteRecipe(data=data, model=built.config, objective=objective, sampler=uncovered))
 
 
