@@ -109,7 +109,7 @@ def measured(runs: Runs, setting: Setting, texts: int, rounds: int) -> tuple[Any
     passes = new if reads_itself else sum(row.evaluations for row in rows)
     computed = new if reads_itself else sum(row.computed for row in rows)
     exact = None if reads_itself else filled(runs, setting, texts)
-    entropy = unigram_entropy([torch.from_numpy(row.tokens[OPENING - 1 :]) for row in rows], vocabulary.end)
+    entropy = unigram_entropy([torch.tensor(row.tokens[OPENING - 1 :]) for row in rows], vocabulary.end)
     rate = {str(batch): speed(runs, setting, batch, rounds) for batch in BATCHES}
     return nats_N, {
         "name": setting.name,

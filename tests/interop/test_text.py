@@ -254,6 +254,29 @@ def test_mdlm_and_bd3lm_are_their_twin(kind: str, tmp_path: Path) -> None:
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
 
 
+@torch.no_grad()
+def test_a_folder_with_blocks_is_sampled_through_their_cache_and_scored_block_by_block(tmp_path: Path) -> None:
+    found = read(told_folder(tmp_path, {"model_type": "bd3lm", **DIT, "block_size": 4}, told_state("backbone.")))
+    assert found.recipe.sampler.cache == "block"
+    vocabulary = found.tokenizer.vocabulary
+    texts = []
+    for cache in ("block", "none"):
+        sampler = dataclasses.replace(found.recipe.sampler, stop=(), length=12, cache=cache)  # type: ignore[arg-type]
+        kind = family(dataclasses.replace(found.recipe, sampler=sampler), vocabulary)
+        state = kind.begin(found.model, [Request(np.array([vocabulary.start, 1]), 12, 0)])
+        while state.live:
+            (row,) = kind.step(found.model, state).rows  # type: ignore[arg-type]
+        texts.append(row.tokens.tolist())
+        assert (row.reused > 0) == (cache == "block")
+    assert texts[0] == texts[1]
+    # three tokens after the start, one of which is scored: the block alone, whole, with one mask
+    text, given = torch.tensor([vocabulary.start, 5, 6, 7]), torch.tensor([True, True, False, True])
+    value, _ = kind.log_likelihood(found.model, Packed.of([text]), 1, 0, given_T=given)  # type: ignore[call-arg]
+    noisy = torch.where(given, text, vocabulary.mask)
+    logits_V = logits(found.model, [noisy])[0][2].index_fill(0, torch.tensor([vocabulary.mask]), -math.inf)
+    assert float(value) == pytest.approx(float(logits_V.log_softmax(-1)[6]), rel=1e-5)
+
+
 def test_an_mdlm_that_is_told_the_noise_is_told_it_when_sampled(tmp_path: Path) -> None:
     state = told_state("backbone.")
     found = read(told_folder(tmp_path, {"model_type": "mdlm", **DIT, "time_conditioning": True}, state))
