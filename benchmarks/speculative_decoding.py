@@ -58,7 +58,7 @@ def given() -> Subject:
     run = load(path)
     if not isinstance(run, TextRun) or not run.recipe.model.mtp.depths:
         raise UserError("UNVEIL_RUNS", f"{path} is no run of text with model.mtp.depths", "train mtp-python")
-    texts = (text for batch in held_out(prepare(run.recipe.data), run.recipe.data, "validation", 0) for text in batch.split())
+    texts = (text for batch, *_ in held_out(prepare(run.recipe.data), run.recipe.data, "validation", 0) for text in batch.split())
     prompts = [text[:PROMPT].numpy() for text in texts if len(text) >= PROMPT + NEW][:PROMPTS]
     return Subject(run.model.to(device()).eval(), run.tokenizer.vocabulary, prompts)
 
