@@ -48,7 +48,8 @@ def test_of_experts_it_says_what_one_token_meets_and_what_muon_takes() -> None:
     costs = planning.Plan(recipe, torch.float32, 1e9)
     idle = (16 - 4) * 3 * 128 * 64 * 3  # experts, their three matrices, layers
     assert costs.active == costs.parameters - idle
-    assert dict(planning.described(costs, 1))["parameters"] == f"{costs.parameters:,}, {costs.active:,} of them active in a token"
+    rows = dict(planning.described(costs, 1))
+    assert (rows["parameters"], rows["  active"]) == (f"{costs.parameters:,}", f"{costs.active:,} in a token")
     muon = planning.Plan(recipes.with_overrides(recipe, [("optimizer.kind", "muon")]), torch.float32, 1e9)
     named = costs.network.named_parameters()
     matrices = sum(p.numel() for name, p in named if name.startswith("blocks") and p.dim() >= 2 and not name.endswith("router.weight"))
