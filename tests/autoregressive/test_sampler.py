@@ -228,3 +228,17 @@ def test_requests_that_ask_for_nothing_are_refused(network: Make) -> None:
         sampler.begin(model, [Request(np.array([34]), 0)])
     with pytest.raises(ValueError, match="start token"):
         sampler.begin(model, [Request(np.array([], dtype=np.int64), 4)])
+
+
+def test_tokens_are_counted_as_the_network_gets_them(network: Make) -> None:
+    model, sampler = network(size=40), NextTokenSampler(WORDS, NextTokenSamplerConfig())
+    seen: list[int] = []
+    twin = LogitsModel(lambda batch: (seen.append(len(batch.tokens_T)), model.head(model(batch)))[1])
+    together = finish(sampler, model, sampler.begin(model, requests()[:3]))
+    for index, row in together.items():
+        seen.clear()
+        plain = finish(sampler, twin, sampler.begin(twin, [requests()[index]]))[0]
+        new = int((row.committed_at > 0).sum())
+        assert row.evaluations == plain.evaluations == new == len(seen)
+        assert (plain.computed, plain.reused) == (sum(seen), 0)
+        assert row.computed == len(row.tokens) - 1 and row.computed + row.reused == plain.computed, "every token is seen, computed or not"

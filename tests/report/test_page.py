@@ -11,7 +11,7 @@ import pytest
 
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline
+from unveil.family import Bars, Curve, HeatMap, ImageGrid, Table, TokenTimeline
 from unveil.metrics.compression import Score
 from unveil.report.evidence import Evidence, Headline
 from unveil.report.page import render, write
@@ -103,7 +103,8 @@ def test_the_page_asks_for_nothing() -> None:
 
 
 def test_a_timeline_on_the_page_is_the_timeline_that_was_given() -> None:
-    view = TokenTimeline("t", ["def", " f", "(x)", ":", "░"], [0, 2, 3, 1, -1], [1.0, 0.25, 0.5, 0.125, 0.0])
+    steps = [[1, 1, 5, 0], [2, 2, 6, 4], [3, 3, 7, 8]]
+    view = TokenTimeline("t", ["def", " f", "(x)", ":", "░"], [0, 2, 3, 1, -1], [1.0, 0.25, 0.5, 0.125, 0.0], "note", steps)
     reader = read(render([run(found=evidence(views=[view]))]))
     pieces = [attributes for tag, attributes in reader.tags if tag == "span" and "data-s" in attributes]
     assert [int(p["data-s"] or "") for p in pieces] == list(view.committed_at)
@@ -112,6 +113,19 @@ def test_a_timeline_on_the_page_is_the_timeline_that_was_given() -> None:
     assert [p.get("style") for p in pieces[1:4]] == ["--c:0.667;--p:0.25", "--c:1.000;--p:0.50", "--c:0.333;--p:0.12"]
     (slider,) = [attributes for tag, attributes in reader.tags if tag == "input"]
     assert (slider["type"], slider["min"], slider["max"]) == ("range", "0", "3")
+    assert [json.loads(a["data-steps"] or "") for tag, a in reader.tags if tag == "p" and "data-steps" in a] == [steps]
+
+
+def test_bars_of_one_title_stand_together_in_their_order() -> None:
+    first, second = (Bars("b", ["next", HOSTILE], values, [0.1, float("nan")]) for values in ([0.5, 0.25], [0.0, 1.0]))
+    reader = read(render([run("a", 0, evidence(views=[first])), run("b", 1, evidence(views=[second]))]))
+    text = " ".join("".join(reader.text).split())
+    assert text.count(" b a: next ") == 1 and text.index("a: next 0.500 ± 0.100") < text.index("b: next 0.000 ± 0.100") < text.index(
+        "1.000"
+    )
+    widths = [a["style"] for tag, a in reader.tags if tag == "i" and "style" in a][-4:]
+    assert widths == ["width:50.0%", "width:25.0%", "width:0.0%", "width:100.0%"], "an error that is not known is none"
+    assert render([run(found=evidence(views=[Bars("none", ["x"], [0.0], [0.0])]))])
 
 
 def test_headline_says_who_wins() -> None:

@@ -15,7 +15,8 @@ for (const section of document.querySelectorAll(".uncovering")) {
       const [stand, evaluations, computed, reused] = step ? taken[Math.min(step, taken.length) - 1] : [0, 0, 0, 0];
       const each = evaluations ? `, ${(stand / evaluations).toFixed(2)} each` : "";
       const share = reused ? ` (${Math.round((100 * reused) / (computed + reused))} % of what was seen)` : "";
-      place.textContent = `${stand} tokens after ${evaluations} evaluations${each}; ${computed} computed, ${reused} out of the cache${share}`
+      const [made, kept] = [computed, reused].map((count) => count.toLocaleString("en"));
+      place.textContent = `${stand} tokens after ${evaluations} evaluations${each}; ${made} computed, ${kept} out of the cache${share}`
         + (step > taken.length ? `; done at step ${taken.length}` : "");
     }
     for (const piece of pieces) {
