@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from unveil.config import (
     ExpertsConfig,
     MaskedConfig,
     MaskedSamplerConfig,
+    MTPConfig,
     NextTokenConfig,
     NextTokenSamplerConfig,
     ScoreConfig,
@@ -66,6 +68,19 @@ def test_every_family_has_the_term_and_counts_what_it_read(name: str) -> None:
     network.eval()
     assert "balance" not in made.loss(network, batch, noise)
     assert [int(m.counts.sum()) for m in network.modules() if isinstance(m, Router)] == counted
+
+
+def test_depths_that_predict_further_ahead_count_as_layers() -> None:
+    """Each has a router of its own, whose share is that of a layer of the trunk."""
+    made = family("next token")
+    made.model = replace(made.model, mtp=MTPConfig(depths=2))
+    network, batch, noise = read(made)
+    network.train()
+    term, denominator = made.loss(network, batch, noise)["balance"], made.targets(batch, noise)["balance"]
+    routers = [m for m in network.modules() if isinstance(m, Router)]
+    assert len(routers) == 4 and denominator == 4 * 3 and term.weight == 0.5 * 4
+    assert 0.9 < float(term.sum.detach()) / denominator < 2
+    assert all(int(router.counts.sum()) == 46 for router in routers)
 
 
 def test_a_layer_in_perfect_balance_costs_alpha() -> None:

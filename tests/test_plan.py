@@ -15,7 +15,7 @@ from unveil.nn.packed import Packed
 @pytest.mark.parametrize("name", ["ar-python", "llada-python", "deepseek-v3-tiny"])
 def test_parameters_and_activations_are_the_networks_own(name: str) -> None:
     recipe = recipes.with_overrides(recipes.load(name), [("model.depth", 2), ("model.width", 64), ("data.packing_length", 300)])
-    recipe = recipes.with_overrides(recipe, [("training.dtype", "float32"), ("data.context", 100)])
+    recipe = recipes.with_overrides(recipe, [("training.dtype", "float32"), ("data.context", 100), ("model.mtp.depths", 0)])
     costs = planning.Plan(recipe, torch.float32, 1e9)
     model = family(recipe, planning._vocabulary(recipe.data.tokenizer)).build()
     assert costs.parameters == sum(p.numel() for p in model.parameters())
@@ -44,7 +44,7 @@ def test_memory_counts_what_the_optimizer_keeps() -> None:
 
 
 def test_of_experts_it_says_what_one_token_meets_and_what_muon_takes() -> None:
-    recipe = recipes.load("deepseek-v3-tiny")
+    recipe = recipes.with_overrides(recipes.load("deepseek-v3-tiny"), [("model.mtp.depths", 0)])
     costs = planning.Plan(recipe, torch.float32, 1e9)
     idle = (16 - 4) * 3 * 128 * 64 * 3  # experts, their three matrices, layers
     assert costs.active == costs.parameters - idle

@@ -24,7 +24,7 @@ NOTE = "A row is an expert, a column a stretch of training: the tokens that went
 def targets(model: TransformerConfig, batch: Packed) -> dict[str, float]:
     """The denominator of ``balance``: layers with experts times documents (or packs)."""
     experts = model.experts
-    layers = max(0, model.depth - experts.dense) if experts.routed else 0
+    layers = max(0, model.depth + model.mtp.depths - experts.dense) if experts.routed else 0
     segments = batch.sample_ids_N.shape[0] if experts.balance_over == "document" else 1
     return {"balance": float(layers * segments)} if layers and experts.balance else {}
 
