@@ -46,7 +46,7 @@ def network(layout, **settings):
     model = Transformer(config, 9, layout).double()
     for name, weight in model.named_parameters():
         if "tell" in name:  # begins at 0, where the noise is not heard
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=0.05)
     model.compute_dtype = torch.float64
     return model.eval()
 
