@@ -57,6 +57,7 @@ def test_blocks_out_of_a_store_are_those_of_the_whole_text(settings: dict[str, o
     check(network(BlockCausal(BLOCK), **settings))
 
 
+@pytest.mark.slow
 def test_a_compiled_pass_is_the_same() -> None:
     model = network(BlockCausal(BLOCK), depth=1, qk_norm=False)
     model.compile_decoding(backend="aot_eager")
