@@ -329,6 +329,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
             str(p.text),
             "--model.time-conditioning",
             "true",
+            "--data.split=tail",
             "--sampler.cache=dual",
             "--sampler.window=8",
         ],

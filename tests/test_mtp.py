@@ -40,7 +40,7 @@ def test_a_run_with_depths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     count, said = mtp.parameters(run.model), []
     assert Plan(recipe, run.model.compute_dtype, 1e9).parameters == run.parameters() > count > 0  # type: ignore[arg-type]
     cli.main(["plan", str(tmp_path / "run" / "recipe.toml")])
-    assert f"{count:,} of them for multi-token prediction" in capsys.readouterr().out
+    assert f"{count:,} for multi-token prediction" in capsys.readouterr().out
     plain = unveil.load(convert(tmp_path / "run", tmp_path / "theirs", "hf", said.append))
     assert f"{count:,} parameters are left out" in said[0] and plain.parameters() == run.parameters() - count
     assert plain.generate("Line 3", length=12, temperature=0.0) == run.generate("Line 3", speculate=0)

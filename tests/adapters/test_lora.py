@@ -23,7 +23,7 @@ from unveil.nn.affine import Affine
 from unveil.nn.layout import BlockCausal, Causal, Layout
 from unveil.nn.linear import Linear
 from unveil.nn.packed import Packed
-from unveil.nn.partial import Part, new_store, read
+from unveil.nn.partial import Span, new_store, read
 from unveil.nn.quantised import Quantised
 from unveil.nn.transformer import Transformer
 
@@ -95,9 +95,9 @@ def test_keys_and_values_alone_are_adapted_too() -> None:
     attention: Any = model.blocks[0].attention
     for part, whole in zip(attention.keys_and_values(x, by), attention.project(x, by)[1:], strict=True):
         torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
-    store = new_store(model, 11)
+    store = new_store(model, 1, 11)
     with torch.no_grad():
-        hidden = read(model, [Part(torch.arange(11), 0, 11, store)])
+        hidden = read(model, [Span(0, 0, 11, 11)], torch.arange(11), store)
     torch.testing.assert_close(model.head(hidden), logits(model)[:11], rtol=0, atol=1e-12)
 
 

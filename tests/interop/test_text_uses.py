@@ -163,9 +163,9 @@ def test_tasks_on_a_folder_of_llada(
 
 
 def tasks_id(prompt: torch.Tensor) -> int:
-    from unveil.evaluation.harness import _sample_id, _Text
+    from unveil.evaluation.harness import _told
 
-    return _sample_id(_Text(prompt.numpy(), len(prompt)))
+    return _told(prompt.numpy(), len(prompt)).sample_id
 
 
 def test_results_of_a_folder_that_cannot_be_written_to_lie_here(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

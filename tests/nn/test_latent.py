@@ -12,7 +12,7 @@ import torch
 from unveil import cli
 from unveil.config import LatentConfig, TransformerConfig, YarnConfig
 from unveil.errors import UserError
-from unveil.interop.decoder import llama_settings
+from unveil.interop.decoder import llada_settings, llama_settings
 from unveil.nn.block_diffusion import two_stream
 from unveil.nn.latent import LatentAttention
 from unveil.nn.layout import Bidirectional, Causal
@@ -222,7 +222,10 @@ def test_a_mistake_gets_one_line(line: str, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_other_layouts_do_not_have_it() -> None:
-    for switches, field in (({"latent": SMALL}, "model.latent.width"), ({"yarn": YarnConfig(factor=4)}, "model.yarn.factor")):
+    for settings, switches, field in (
+        (llama_settings, {"latent": SMALL}, "model.latent.width"),
+        (llada_settings, {"yarn": YarnConfig(factor=4)}, "model.yarn.factor"),
+    ):
         with pytest.raises(UserError) as refused:
-            llama_settings(config(**switches), V, 64)
+            settings(config(**switches), V, 64)
         assert refused.value.field == field and "train with" in refused.value.remedy
