@@ -172,7 +172,7 @@ class TokenTimeline:
     confidence: Sequence[float]
     note: str = ""
     """What it cost, say."""
-    steps: Sequence[Sequence[int]] = ()
+    steps: Sequence[Sequence[int]] = field(default_factory=list)
     """After each step, from the first: tokens that stand, evaluations, tokens computed in them and tokens out of a cache, all so far; empty
     where nobody counted."""
 
