@@ -9,7 +9,7 @@ import pytest
 from unveil.errors import UserError
 from unveil.evaluation.infill import Filling, Gap
 from unveil.evaluation.likelihood import BitsPerByte
-from unveil.family import Curve, HeatMap, ImageGrid, Table, TokenTimeline
+from unveil.family import Bars, Curve, HeatMap, ImageGrid, Table, TokenTimeline
 from unveil.metrics.compression import Score
 from unveil.report.evidence import FILE, Evidence, Headline
 
@@ -27,7 +27,8 @@ def test_evidence_comes_back_as_it_was(tmp_path: Path) -> None:
     )
     evidence = evidence.with_views(Table("t", ["b"], []), ImageGrid("g", ["QQ=="], ["step 1"], 2, 3, "note"))
     evidence = evidence.with_views(HeatMap("h", {"p": [[0.5, 1.5]]}, [1.0, 2.0], "x", "y", "note"))
-    assert [view.title for view in evidence.views] == ["c", "l", "t", "g", "h"]
+    evidence = evidence.with_views(Bars("b", ["x"], [0.5], [0.1]), TokenTimeline("l", ["a"], [1], [0.5], "n", [[1, 1, 2, 3]]))
+    assert [view.title for view in evidence.views] == ["c", "t", "g", "h", "b", "l"]
     evidence.save(tmp_path)
     assert Evidence.load(tmp_path) == evidence
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

@@ -51,4 +51,4 @@ def timeline(
     if pieces:
         pieces[-1] += decoder.decode(b"", final=True)
     index = np.asarray(shown, dtype=np.int64)
-    return TokenTimeline(title, pieces, row.committed_at[index].tolist(), row.confidence[index].tolist(), note, steps)
+    return TokenTimeline(title, pieces, row.committed_at[index].tolist(), row.confidence[index].tolist(), note, list(steps))
