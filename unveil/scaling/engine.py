@@ -58,7 +58,8 @@ class Ray:
     """
 
     def __init__(self, workers: int) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_TQDM_PATCH_PRINT"):  # it would replace this process's print for good
+            os.environ.setdefault(name, "0")
         try:
             import ray
         except ImportError as error:
