@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from tests.scaling.lonely import killed_once
 from tests.scaling.made import BASE
 from unveil import cli
 from unveil.errors import UserError
 from unveil.scaling import sweep
 from unveil.scaling.configure import Choice
-from unveil.scaling.engine import Processes
+from unveil.scaling.engine import ENGINES, Processes
 from unveil.scaling.laws import DEEPSEEK
 
 
@@ -158,7 +159,17 @@ class Dies:
         (directory / sweep.FINISHED).write_text("{}")
 
 
-def test_on_a_real_ray_cluster(tmp_path: Path) -> None:
+def test_a_real_ray_cluster_begins_again_what_a_killed_worker_had_begun(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with ENGINES["ray"](2) as engine:
+        futures = [engine.submit(killed_once, number, tmp_path) for number in range(3)]
+        assert sorted(future.result() for future in futures) == [0, 1, 2]
+    assert len(list(tmp_path.glob("begun-*"))) == 1
+    assert print.__module__ == "builtins", "Ray would take its place"
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_real_ray_cluster(tmp_path: Path) -> None:
     """Of two workers, one of which is killed; Ray begins its run again."""
     pytest.importorskip("ray")
     choices = sweep.isoflop(BASE, [1e14], [0.5, 1, 2], DEEPSEEK)
@@ -166,7 +177,6 @@ def test_on_a_real_ray_cluster(tmp_path: Path) -> None:
     said: list[str] = []
     sweep.run(choices, tmp_path / "s", 2, Dies(), second, said.append, "ray")
     assert all(sweep.finished(tmp_path / "s", name) for name in choices) and len(said) == 3
-    assert print.__module__ == "builtins", "Ray would take its place"
 
 
 @pytest.mark.slow
