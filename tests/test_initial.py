@@ -107,6 +107,7 @@ def test_what_nothing_can_begin_with(name: str, source: str, word: str, home: Pa
 def test_blocks_grow_from_autoregression_and_a_killed_run_goes_on_in_the_right_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first row is what the autoregressive run said of the same pack; what is scored and exported has the last block."""
     more = {"training.initial": str(home / "ar"), "objective.growth": "[1, 2]", "objective.block": "4", "training.steps": "4"}
+    more |= {"objective.growth_share": "0.5"}
     more |= {"training.log_every": "1", "training.save_every": "1", "training.evaluate_every": "2", "model.kv_heads": "0"}
     recipe = tiny("bd3-adapted", home, **more)
     step = Trainer._after_step
