@@ -114,3 +114,41 @@ def test_a_run_of_a_published_model_can_be_gone_on_from(home: Path, monkeypatch:
     assert all(torch.equal(p, source[name]) for name, p in model.named_parameters())
     tokenizer = unveil.load(home / "again").tokenizer
     assert tokenizer.vocabulary.size == 300 and not tokenizer.opens
+
+
+# Fine-tuned on a few questions, every objective answers them in a conversation ---------------------------------------------------
+
+ANSWERS = {"red?": "stop", "green?": "go on", "sun?": "it is hot", "moon?": "night", "dog?": "woof woof", "cat?": "meow"}
+TAUGHT = {
+    "data.context": "64", "data.packing_length": "512", "data.validation": "0.1",
+    "model.width": "48", "model.depth": "2", "model.heads": "2",
+    "training.steps": "600", "training.compile": "off", "training.dtype": "float32", "training.evaluate_every": "0", "seed": "1",
+    "optimizer.lr": "4e-3", "sampler.length": "20", "evaluation.tokens": "512",
+}  # fmt: skip
+IN_BLOCKS = {"objective.kind": "block", "objective.block": "4", "objective.random_length": "0.0", "objective.end_padding": "56"}
+SCORES = {"objective.kind": "score", "objective.random_length": "0.0", "objective.end_padding": "56"}
+OBJECTIVES = {
+    "autoregressive": ("ar-sft", {}),
+    "masked": ("llada-sft", {"objective.end_padding": "56"}),
+    "block": ("llada-sft", IN_BLOCKS),
+    "score": ("llada-sft", SCORES),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_it_answers_what_it_was_taught(kind: str, tmp_path: Path) -> None:
+    rows = [{"prompt": question, "response": answer} for question, answer in ANSWERS.items()] * 20
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    name, more = OBJECTIVES[kind]
+    recipe = recipes.with_data(recipes.load(name), str(tmp_path / "chats.jsonl"))
+    recipe = recipes.with_overrides(recipe, {**TAUGHT, **more, "data.cache": str(tmp_path / "cache")}.items())
+    run = unveil.train(recipe, tmp_path / "run", console=False)
+    single = [talk_once(run, question) for question in ANSWERS]
+    assert single == list(ANSWERS.values())
+
+
+def talk_once(run: Any, question: str) -> str:
+    asked, said = iter([question, ""]), list[str]()
+    talk(run, ask=lambda _: next(asked), say=said.append)
+    return said[0]
